@@ -1,0 +1,96 @@
+"""From a brain mask to the padded cube around the brain; pure torch, on the device of the volume.
+
+All positions are mm in the grid frame (see geometry.py): axes along the array axes, origin at the
+volume's centre.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Box(NamedTuple):
+    """A cube around the brain of every volume of a batch."""
+
+    center_mm: Tensor  # (batch, 3), grid frame
+    side_mm: Tensor  # (batch,)
+
+
+def largest_component(mask: Tensor) -> Tensor:
+    """Largest 26-connected component of each mask of a batch, ``(batch, 1, x, y, z)`` bool.
+
+    Every voxel starts with its own number and takes the largest among its neighbours, then the
+    number that this number's voxel holds (pointer jumping), until nothing changes: a handful of
+    rounds for a compact mask. Of two components of one size the later in memory is kept; an
+    empty mask stays empty.
+    """
+    numel = mask[0].numel()
+    dtype = torch.float32 if numel < 2**24 else torch.float64  # numbers must stay exact
+    inside = mask.to(dtype)
+    numbers = torch.arange(1, numel + 1, device=mask.device, dtype=dtype).view(mask[:1].shape)
+    labels = inside * numbers
+    while True:
+        spread = functional.max_pool3d(labels, 3, stride=1, padding=1) * inside
+        table = functional.pad(spread.flatten(1), (1, 0))
+        jumped = table.gather(1, spread.flatten(1).long()).view_as(spread)
+        if torch.equal(jumped, labels):
+            break
+        labels = jumped
+    flat = labels.flatten(1).long()
+    sizes = torch.zeros(flat.shape[0], numel + 1, dtype=torch.long, device=mask.device)
+    sizes.scatter_add_(1, flat, torch.ones_like(flat))
+    sizes[:, 0] = 0
+    largest = numel - sizes.flip(1).argmax(1)
+    return mask & (labels == largest.view(-1, 1, 1, 1, 1))
+
+
+def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tensor]:
+    """Cube around a brain mask ``(batch, 1, x, y, z)``, and the mask's volume in ml (batch,).
+
+    The centre is the centre of mass. The side is the diameter of the sphere of the mask's volume,
+    divided by ``fill``. (The authors take the mean extent of the bounding box; it is about the
+    same length, but changes as the head turns and with every stray voxel.) An empty mask gives a
+    volume of 0 and a cube of 1 mm at the origin.
+    """
+    weights = brain.flatten(1).to(torch.get_default_dtype())
+    count = weights.sum(1)
+    present = count.clamp(min=1)
+    center = []
+    for axis in range(3):
+        n = brain.shape[2 + axis]
+        profile = weights.view(-1, *brain.shape[2:]).sum([1 + a for a in range(3) if a != axis])
+        position = torch.arange(n, device=brain.device, dtype=weights.dtype) - (n - 1) / 2
+        center.append(profile @ (position * spacing_mm) / present)
+    volume_mm3 = count * spacing_mm**3
+    diameter = (6 / math.pi * volume_mm3).pow(1 / 3)
+    side = torch.where(count > 0, diameter / fill, torch.ones_like(diameter))
+    return Box(torch.stack(center, dim=1), side), volume_mm3 / 1000
+
+
+def crop_cube(volume: Tensor, box: Box, size: int, spacing_mm: float) -> Tensor:
+    """Sample ``volume`` (batch, channels, x, y, z) on ``size``^3 cells of the cube, trilinearly.
+
+    Outside the volume is zero, so the cube stays a cube and stays centred at the border.
+    """
+    dtype = volume.dtype
+    cells = (torch.arange(size, device=volume.device, dtype=dtype) + 0.5) / size - 0.5
+    axes = []
+    for axis in range(3):
+        position = box.center_mm[:, axis, None].to(dtype) + box.side_mm[:, None].to(dtype) * cells
+        axes.append(position * (2 / (volume.shape[2 + axis] * spacing_mm)))
+    x, y, z = axes
+    shape = (volume.shape[0], size, size, size)
+    points = torch.stack(  # grid_sample names the last array axis first
+        [
+            z[:, None, None, :].expand(shape),
+            y[:, None, :, None].expand(shape),
+            x[:, :, None, None].expand(shape),
+        ],
+        dim=-1,
+    )
+    return functional.grid_sample(volume, points, padding_mode="zeros", align_corners=False)

@@ -1,0 +1,20 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def partial_path(path: str | os.PathLike[str]) -> Path:
+    """Name to write under before ``os.replace`` makes the file appear; same suffix, same folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{os.getpid()}_{path.name}")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file through a temporary name; an interruption leaves the old one as it was."""
+    partial = partial_path(path)
+    partial.write_text(text)
+    os.replace(partial, path)

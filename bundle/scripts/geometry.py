@@ -1,0 +1,224 @@
+"""Rotations, rigid poses and voxel grids; pure torch, any leading batch dimensions, any float type.
+
+A transform ``a_to_b`` maps coordinates: ``p_b = a_to_b @ p_a``. Lengths are mm, angles degrees.
+
+Frames
+------
+world : RAS mm, as nibabel gives it.
+head  : origin at the brain's centre of mass, +x the fetus's right, +y anterior, +z superior.
+grid  : axes along the array axes (i, j, k) of a volume with isotropic voxels, origin at the
+        volume's centre: voxel ``i`` of ``n`` lies at ``spacing_mm * (i - (n - 1) / 2)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EYES_BELOW_HORIZONTAL_DEG = 30.0
+
+
+def rotation_about_x(angle_deg: Tensor | float) -> Tensor:
+    """Right-handed rotation about the x axis, shape (..., 3, 3), from an angle in degrees (...).
+
+    A tensor's type is kept; a plain number gives float64.
+    """
+    if not isinstance(angle_deg, Tensor):
+        angle_deg = torch.tensor(angle_deg, dtype=torch.float64)
+    angle = torch.deg2rad(angle_deg)
+    c, s = torch.cos(angle), torch.sin(angle)
+    one, zero = torch.ones_like(c), torch.zeros_like(c)
+    rows = [one, zero, zero, zero, c, -s, zero, s, c]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def rotation_about_y(angle_deg: Tensor | float) -> Tensor:
+    """As ``rotation_about_x``, about the y axis."""
+    return rotation_about_x(angle_deg).roll((1, 1), (-2, -1))
+
+
+def rotation_about_z(angle_deg: Tensor | float) -> Tensor:
+    """As ``rotation_about_x``, about the z axis."""
+    return rotation_about_x(angle_deg).roll((2, 2), (-2, -1))
+
+
+def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
+    """Rotation (..., 3, 3) of a quaternion (..., 4), real part first, of any non-zero norm.
+
+    Four independent standard normals give a rotation uniform on SO(3) (Shoemake 1992); uniform
+    Euler angles do not.
+    """
+    w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """Proper rotation (..., 3, 3) nearest to ``matrix`` in the Frobenius norm (Kabsch 1976).
+
+    The determinant enters as diag(1, 1, det): scaling the whole product by det would turn a
+    matrix near (-x, y, z) by 180 degrees. Not differentiable where two singular values vanish.
+    """
+    u, _, vh = torch.linalg.svd(matrix)
+    signs = torch.ones_like(matrix[..., 0])
+    signs[..., 2] = torch.linalg.det(u @ vh)
+    return u @ (signs.unsqueeze(-1) * vh)
+
+
+def frame_to_rotation(axes: Tensor) -> Tensor:
+    """Rotation whose columns are the head's right, anterior and superior axes.
+
+    Parameters
+    ----------
+    axes : (..., 3, 3)
+        ``axes[..., k, :]`` is the estimate of axis k. They need be neither unit nor orthogonal.
+        The first is known up to sign only: the sign that makes the frame right-handed is taken.
+
+    Returns
+    -------
+    (..., 3, 3), nearest rotation after the sign is fixed; NaN where an axis is zero or the
+    second and third are parallel, because then no frame is defined.
+    """
+    unit = torch.nn.functional.normalize(axes, dim=-1)
+    normal = torch.linalg.cross(unit[..., 1, :], unit[..., 2, :])
+    side = (unit[..., 0, :] * normal).sum(-1)
+    sign = torch.where(side < 0, -1.0, 1.0).to(axes.dtype)
+    columns = torch.stack([sign.unsqueeze(-1) * unit[..., 0, :], unit[..., 1, :], unit[..., 2, :]])
+    columns = columns.movedim(0, -1)
+    defined = (unit.norm(dim=-1) > 0.5).all(-1) & (normal.norm(dim=-1) > 1e-6)
+    defined = defined[..., None, None]
+    identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    return torch.where(
+        defined, nearest_rotation(torch.where(defined, columns, identity)), torch.nan
+    )
+
+
+def geodesic_deg(a: Tensor, b: Tensor) -> Tensor:
+    """Angle in degrees (...) of the rotation that takes rotation ``a`` to ``b``, both (..., 3, 3).
+
+    atan2 of the antisymmetric and symmetric parts is accurate at 0 and at 180 degrees, where
+    arccos of the trace alone loses half of the digits.
+    """
+    relative = a.mT @ b
+    axis = torch.stack(
+        [
+            relative[..., 2, 1] - relative[..., 1, 2],
+            relative[..., 0, 2] - relative[..., 2, 0],
+            relative[..., 1, 0] - relative[..., 0, 1],
+        ],
+        dim=-1,
+    )
+    trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.rad2deg(torch.atan2(axis.norm(dim=-1), trace - 1))
+
+
+def axis_angles_deg(a: Tensor, b: Tensor) -> Tensor:
+    """Angles in degrees (..., 3) between the columns of ``a`` and of ``b``, both (..., 3, 3)."""
+    sine = torch.linalg.cross(a, b, dim=-2).norm(dim=-2)
+    return torch.rad2deg(torch.atan2(sine, (a * b).sum(-2)))
+
+
+def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
+    """Rigid transform (..., 4, 4) from a rotation (..., 3, 3) and a translation (..., 3) in mm."""
+    top = torch.cat([rotation, translation.unsqueeze(-1)], dim=-1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 3] = 1
+    return torch.cat([top, bottom], dim=-2)
+
+
+def invert_rigid(a_to_b: Tensor) -> Tensor:
+    """``b_to_a`` of a rigid transform (..., 4, 4)."""
+    rotation = a_to_b[..., :3, :3].mT
+    return rigid(rotation, -(rotation @ a_to_b[..., :3, 3:]).squeeze(-1))
+
+
+def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
+    """Raise ValueError, naming ``name``, unless ``a_to_b`` (4, 4) is rigid with det +1."""
+    if a_to_b.shape != (4, 4) or not torch.isfinite(a_to_b).all():
+        raise ValueError(f"{name}: expected a finite 4 x 4 matrix, got {a_to_b.tolist()}")
+    rotation = a_to_b[:3, :3]
+    error = (rotation.mT @ rotation - torch.eye(3, dtype=a_to_b.dtype)).abs().max().item()
+    det = torch.linalg.det(rotation).item()
+    if error > tolerance or det < 0:
+        raise ValueError(
+            f"{name}: expected a rigid transform with det +1, got det {det:.4f} and a deviation "
+            f"of {error:.2g} from orthogonality: {a_to_b.tolist()}"
+        )
+
+
+def voxel_to_grid(shape: Sequence[int], spacing_mm: float) -> Tensor:
+    """(4, 4) from voxel indices of a volume of ``shape`` (3) to mm in its grid frame."""
+    matrix = torch.eye(4, dtype=torch.float64) * spacing_mm
+    matrix[:3, 3] = -spacing_mm * (torch.tensor(list(shape), dtype=torch.float64) - 1) / 2
+    matrix[3, 3] = 1
+    return matrix
+
+
+def grid_points(shape: Sequence[int], spacing_mm: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Broadcastable x (n, 1, 1), y (1, n, 1), z (1, 1, n) of the voxel centres, mm, grid frame."""
+    x, y, z = (spacing_mm * (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) for n in shape)
+    return x[:, None, None], y[None, :, None], z[None, None, :]
+
+
+def grid_to_world(affine: Tensor, shape: Sequence[int], spacing_mm: float) -> Tensor:
+    """(4, 4) from the grid frame to the world, for a volume with voxel-to-world ``affine``.
+
+    Raises ValueError unless the volume is isotropic, right-handed and without shear, which the
+    resampling to the working grid guarantees.
+    """
+    affine = torch.as_tensor(affine, dtype=torch.float64)
+    matrix = affine @ torch.linalg.inv(voxel_to_grid(shape, spacing_mm))
+    check_rigid(matrix, f"grid_to_world of a volume with {spacing_mm} mm voxels")
+    return matrix
+
+
+def head_to_grid(
+    affine: Tensor, shape: Sequence[int], spacing_mm: float, head_to_world: Tensor
+) -> Tensor:
+    """Pose of the head (4, 4) in the grid frame of a volume whose ``affine`` may scale or mirror.
+
+    Augmentation that enlarges or mirrors the image leaves its trace in ``affine``. The grid frame
+    takes the voxels at face value: the head is then larger, or its own mirror image. A mirrored
+    head is a head again: anterior and superior follow the mirror, and its right is the side that
+    makes the frame right-handed, where the original's left has gone. Head coordinates of a
+    landmark change from p to scale * p, and for a mirror from (x, y, z) to scale * (-x, y, z).
+
+    Raises ValueError if ``affine`` shears the head or stretches it by different factors.
+    """
+    affine = torch.as_tensor(affine, dtype=torch.float64)
+    world_to_grid = voxel_to_grid(shape, spacing_mm) @ torch.linalg.inv(affine)
+    matrix = world_to_grid @ torch.as_tensor(head_to_world, dtype=torch.float64)
+    det = torch.linalg.det(matrix[:3, :3])
+    matrix[:3, :3] /= det.abs() ** (1 / 3)
+    if det < 0:
+        matrix[:3, 0] *= -1
+    check_rigid(matrix, f"head_to_grid under the affine {affine.tolist()}")
+    return matrix
+
+
+def landmarks_to_pose(brain: Tensor, left_eye: Tensor, right_eye: Tensor) -> Tensor:
+    """head_to_world (..., 4, 4) from three landmarks (..., 3) in world mm.
+
+    The line from the brain's centre to the point between the eyes lies about 30 degrees below the
+    head's horizontal plane (Hoffmann et al., IJIMA 2021), so the frame that it spans is pitched up
+    by that angle. Raises ValueError for coincident or collinear landmarks.
+    """
+    right = right_eye - left_eye
+    forward = (left_eye + right_eye) / 2 - brain
+    up = torch.linalg.cross(right, forward)
+    if (up.norm(dim=-1) < 1e-3 * right.norm(dim=-1) * forward.norm(dim=-1) + 1e-9).any():
+        raise ValueError(
+            f"brain {brain.tolist()}, left eye {left_eye.tolist()} and right eye "
+            f"{right_eye.tolist()} lie on one line: no pose follows from them"
+        )
+    forward = torch.nn.functional.normalize(forward, dim=-1)
+    up = torch.nn.functional.normalize(up, dim=-1)
+    frame = torch.stack([torch.linalg.cross(forward, up), forward, up], dim=-1)
+    pitch = rotation_about_x(EYES_BELOW_HORIZONTAL_DEG).to(frame)
+    return rigid(frame @ pitch, brain)

@@ -1,0 +1,54 @@
+"""Between MONAI's engines and HeadPoseNet: what goes in, and what comes out at evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from monai.inferers import Inferer
+from torch import Tensor
+
+from .crop import Box
+from .geometry import frame_to_rotation, rigid
+from .network import HeadPoseNet, pool_axes
+
+
+class PrepareHeadBatch(PrepareBatch):
+    """Volumes, targets and the cubes around the reference brains, from a batch of training data.
+
+    Gives ``image``; ``label``, ``head_to_grid`` and ``has_head`` as one dictionary; and the
+    ``Box``, which engines hand to the inferer after the network.
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        batchdata: dict[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Box], dict]:
+        def move(key: str) -> Tensor:
+            return torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
+
+        target = {key: move(key) for key in ("label", "head_to_grid", "has_head")}
+        return move("image"), target, (Box(move("center_mm"), move("side_mm")),), {}
+
+
+class HeadPoseInferer(Inferer):
+    """``HeadPoseNet.predict`` as a dictionary, without gradients.
+
+    With the reference ``box`` also ``reference_crop``, the pose when the crop is placed by the
+    reference: the error of the rotation network alone, whatever the localizer does.
+    """
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self, inputs: Tensor, network: HeadPoseNet, box: Box | None = None
+    ) -> dict[str, Tensor]:
+        inputs = torch.as_tensor(inputs)
+        output = network.predict(inputs)._asdict()
+        if box is not None:
+            axes, _ = pool_axes(network.axis_field(inputs, box))
+            output["reference_crop"] = rigid(frame_to_rotation(axes), box.center_mm)
+        return output

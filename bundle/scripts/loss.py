@@ -1,0 +1,130 @@
+"""Training losses: symmetry-aware rotation loss on the field of axes, segmentation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
+
+
+class AxisFieldLoss(nn.Module):
+    """Distance of a field of axes from the true frame, blind to the sign of e_x.
+
+    Sum of a term per voxel and a term on the pooled axes. With n the unit vectors of the field,
+
+        voxel  = mean_v [ (1 - |n_x . e_x|) + (1 - n_y . e_y) + (1 - n_z . e_z) ]
+        pooled = (1 - mean_v (n_x . e_x)^2)
+                 + (1 - cos(mean_v n_y, e_y)) + (1 - cos(mean_v n_z, e_z))
+
+    Only angles between prediction and target enter, so turning both together changes nothing.
+    (The authors' component-wise L1 depends on how the head lies in the array.)
+
+    Parameters
+    ----------
+    pooled_weight : weight of the pooled term
+
+    Shapes: field ``(batch, 3, 3, s, s, s)`` and rotation ``(batch, 3, 3)``, whose columns are the
+    axes, in the same frame -> loss of every item ``(batch,)``.
+    """
+
+    def __init__(self, pooled_weight: float = 1.0) -> None:
+        super().__init__()
+        self.pooled_weight = pooled_weight
+
+    def forward(self, field: Tensor, rotation: Tensor) -> Tensor:
+        if field.shape[1:3] != (3, 3) or rotation.shape != (field.shape[0], 3, 3):
+            raise ValueError(
+                "expected a field (batch, 3, 3, s, s, s) and rotations (batch, 3, 3), got "
+                f"{tuple(field.shape)} and {tuple(rotation.shape)}"
+            )
+        target = rotation.mT.unsqueeze(-1)  # (batch, axis, component, 1)
+        unit = functional.normalize(field.flatten(3).float(), dim=2, eps=1e-6)
+        cosine = (unit * target).sum(2)  # (batch, axis, voxel)
+        voxel = (1 - cosine[:, 0].abs() + 2 - cosine[:, 1] - cosine[:, 2]).mean(1)
+        right = 1 - cosine[:, 0].square().mean(1)
+        mean = unit[:, 1:].mean(-1)
+        others = 1 - functional.cosine_similarity(mean, target[:, 1:, :, 0], dim=-1, eps=1e-6)
+        return voxel + self.pooled_weight * (right + others.sum(1))
+
+
+class SegmentationLoss(nn.Module):
+    """Weighted cross entropy + soft Dice of background, brain and eyes, for partial labels.
+
+    Voxels labelled ``UNKNOWN`` do not count. A volume with a brain but without eyes in its label
+    says nothing of eyes: there the eye probability is added to the background's (marginal loss,
+    Shi et al. 2021), so that unlabelled eyes are not unlearned.
+
+    Parameters
+    ----------
+    class_weights : of the cross entropy, for background, brain, eyes (1, 8, 2 in E(3)-Pose)
+
+    Shapes: logits ``(batch, 3, x, y, z)`` and label ``(batch, 1, x, y, z)`` -> loss ``(batch,)``.
+    """
+
+    class_weights: Tensor
+
+    def __init__(self, class_weights: Sequence[float] = (1.0, 8.0, 2.0)) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.dice = DiceLoss(include_background=False, reduction="none", batch=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        label = label.long()
+        known = label != UNKNOWN
+        target = torch.where(known, label, BACKGROUND)
+        log_probability = logits.float().log_softmax(1)
+        marginal = torch.stack(
+            [
+                torch.logaddexp(log_probability[:, BACKGROUND], log_probability[:, EYES]),
+                log_probability[:, BRAIN],
+                torch.full_like(log_probability[:, EYES], -100.0),
+            ],
+            dim=1,
+        )
+        has = [(target == k).flatten(1).any(1) for k in (BRAIN, EYES)]
+        eyes_unlabelled = (has[0] & ~has[1]).view(-1, 1, 1, 1, 1)
+        log_probability = torch.where(eyes_unlabelled, marginal, log_probability)
+        weights = self.class_weights[target] * known
+        entropy = -(weights * log_probability.gather(1, target)).flatten(1).sum(1)
+        entropy = entropy / weights.flatten(1).sum(1).clamp(min=1)
+        onehot = torch.cat([(target == k) for k in range(3)], dim=1).to(log_probability.dtype)
+        dice = self.dice(log_probability.exp() * known, onehot * known).flatten(1)
+        present = torch.stack(has, dim=1).to(dice.dtype)
+        return entropy + (dice * present).sum(1) / 2
+
+
+class HeadPoseLoss(nn.Module):
+    """Sum of both losses; items without a head or without a label skip the part they lack.
+
+    Localizer and E3CNN share no parameters, so the sum trains each as if alone.
+
+    The prediction is ``(logits, field)`` as HeadPoseNet gives it in training. The target has
+    ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and ``has_head`` (batch,), 1
+    or 0. Returns a scalar.
+    """
+
+    def __init__(
+        self,
+        rotation_weight: float = 1.0,
+        segmentation_weight: float = 1.0,
+        pooled_weight: float = 1.0,
+        class_weights: Sequence[float] = (1.0, 8.0, 2.0),
+    ) -> None:
+        super().__init__()
+        self.rotation_weight = rotation_weight
+        self.segmentation_weight = segmentation_weight
+        self.rotation = AxisFieldLoss(pooled_weight)
+        self.segmentation = SegmentationLoss(class_weights)
+
+    def forward(self, prediction: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        logits, field = prediction
+        has_head = target["has_head"].to(torch.float32)
+        rotation = self.rotation(field, target["head_to_grid"][:, :3, :3].to(torch.float32))
+        rotation = (rotation * has_head).sum() / has_head.sum().clamp(min=1)
+        segmentation = self.segmentation(logits, target["label"])
+        return self.rotation_weight * rotation + self.segmentation_weight * segmentation.mean()

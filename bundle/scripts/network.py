@@ -1,0 +1,242 @@
+"""E3CNN (crop -> field of head axes) and HeadPoseNet (volume -> pose)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from e3nn import o3
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .crop import Box, brain_box, crop_cube, largest_component
+from .geometry import frame_to_rotation, rigid
+from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
+
+POOLS = {"average": AveragePool, "norm_max": NormMaxPool, "signed_max": SignedMaxPool}
+
+
+def reachable(irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int) -> o3.Irreps:
+    """The part of ``irreps_out`` that some product of ``irreps_in`` with harmonics can produce."""
+    harmonics = o3.Irreps.spherical_harmonics(lmax)
+    products = {ir for _, a in irreps_in for _, b in harmonics for ir in a * b}
+    return o3.Irreps([(mul, ir) for mul, ir in irreps_out if ir in products])
+
+
+class GatedBlock(nn.Module):
+    """Steerable convolution, instance normalisation and gate: irreps_in -> hidden irreps.
+
+    Hidden irreps that no product of the input with the spherical harmonics reaches would be zero
+    for ever; they are left out (the block after a scalar image has natural parity only).
+    """
+
+    def __init__(
+        self, irreps_in: o3.Irreps, hidden: o3.Irreps, kernel_size: int, lmax: int
+    ) -> None:
+        super().__init__()
+        self.irreps_out = reachable(irreps_in, hidden, lmax)
+        self.gate = Gate(self.irreps_out)
+        self.conv = SteerableConv(irreps_in, self.gate.irreps_in, kernel_size, lmax)
+        self.norm = InstanceNorm(self.gate.irreps_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(self.norm(self.conv(x)))
+
+
+class E3CNN(nn.Module):
+    """O(3)-equivariant CNN from a cubic crop to a field of the head's axes.
+
+    A reflection g of the crop turns the field as g turns a pseudovector and two vectors, so the
+    left-right symmetry of the head is in the architecture (docs/method.md).
+
+    Parameters
+    ----------
+    features : multiplicity m of the highest degree at each level, or that of the first level,
+        doubling from level to level. Degree l has m * 2^(lmax - l) irreps of either parity.
+    levels : resolutions; each but the first begins with pooling by 2
+    kernel_size : taps of every kernel along each axis, odd
+    lmax : highest degree of the hidden irreps; kernels reach 2 * lmax
+    convolutions : gated blocks at each level, or one number for all. One at the first, largest
+        level is far cheaper.
+    pool : "average", "norm_max", or "signed_max" (imported weights only: breaks reflections)
+
+    The authors' network is ``E3CNN(features=2, levels=5, convolutions=2, pool="signed_max")``.
+
+    Shapes: ``(batch, 1, S, S, S)`` -> ``(batch, 3, 3, s, s, s)`` with ``s = S / 2^(levels - 1)``:
+    [pseudovector e_x, vector e_y, vector e_z] x (x, y, z) in the crop's axes, of any length.
+    ``ValueError`` if S is not a multiple of ``2^(levels - 1)``.
+    """
+
+    def __init__(
+        self,
+        features: int | Sequence[int] = (2, 2, 4),
+        levels: int = 3,
+        kernel_size: int = 5,
+        lmax: int = 2,
+        convolutions: int | Sequence[int] = (1, 2, 2),
+        pool: str = "average",
+    ) -> None:
+        super().__init__()
+        if isinstance(features, int):
+            features = [features * 2**level for level in range(levels)]
+        if isinstance(convolutions, int):
+            convolutions = [convolutions] * levels
+        if len(features) != levels or len(convolutions) != levels:
+            raise ValueError(
+                f"expected one entry for each of the {levels} levels, got features="
+                f"{list(features)} and convolutions={list(convolutions)}"
+            )
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {sorted(POOLS)}, got {pool!r}")
+        self.levels = levels
+        irreps = o3.Irreps("0e")
+        stages: list[nn.Module] = []
+        for level, (m, count) in enumerate(zip(features, convolutions, strict=True)):
+            hidden = o3.Irreps(
+                [
+                    (m * 2 ** (lmax - degree), (degree, p))
+                    for degree in range(lmax + 1)
+                    for p in (1, -1)
+                ]
+            )
+            blocks: list[nn.Module] = [POOLS[pool](irreps)] if level else []
+            for _ in range(count):
+                block = GatedBlock(irreps, hidden, kernel_size, 2 * lmax)
+                irreps = block.irreps_out
+                blocks.append(block)
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.out = SteerableConv(irreps, "1e + 2x1o", kernel_size, 2 * lmax)
+
+    def forward(self, crop: Tensor) -> Tensor:
+        if any(n % 2 ** (self.levels - 1) for n in crop.shape[2:]):
+            raise ValueError(
+                f"{self.levels} levels need a crop whose side is a multiple of "
+                f"{2 ** (self.levels - 1)} voxels, got {tuple(crop.shape)}"
+            )
+        return self.out(self.stages(crop)).unflatten(1, (3, 3))
+
+
+def pool_axes(field: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes (batch, 3, 3) and confidence (batch,) of a field (batch, 3, 3, s, s, s).
+
+    e_x is the top eigenvector of the mean of n n^T over the unit vectors n of its field: blind to
+    sign, and every voxel counts. e_y and e_z are the means of the unit vectors. The confidence in
+    [0, 1] is the smallest of the eigenvalue gap and the lengths of the two means: 1 where all
+    voxels agree, about 0 for a field without a preferred frame.
+    """
+    unit = functional.normalize(field.flatten(3), dim=2)
+    right = unit[:, 0]
+    values, vectors = torch.linalg.eigh(right @ right.mT / right.shape[-1])
+    others = unit[:, 1:].mean(-1)
+    axes = torch.cat([vectors[:, None, :, 2], others], dim=1)
+    gap = values[:, 2] - values[:, 1]
+    confidence = torch.cat([gap.unsqueeze(1), others.norm(dim=-1)], dim=1).amin(1)
+    return axes, confidence.clamp(0, 1)
+
+
+def space_to_channels(x: Tensor) -> Tensor:
+    """(batch, c, 2x, 2y, 2z) -> (batch, 8c, x, y, z): every block of 2^3 voxels as channels."""
+    x = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def channels_to_space(x: Tensor) -> Tensor:
+    """Inverse of ``space_to_channels``: (batch, 8c, x, y, z) -> (batch, c, 2x, 2y, 2z)."""
+    x = x.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class Prediction(NamedTuple):
+    """What HeadPoseNet finds in a batch of volumes."""
+
+    head_to_grid: Tensor  # (batch, 4, 4) in mm; NaN where there is no head
+    confidence: Tensor  # (batch,) in [0, 1]; 0 where there is no head
+    brain_volume_ml: Tensor  # (batch,)
+    label: Tensor  # (batch, 1, x, y, z) uint8: 1 the brain (its largest component), 2 eyes
+
+
+class HeadPoseNet(nn.Module):
+    """The whole chain from volume to pose: localizer, crop, E3CNN, frame.
+
+    Parameters
+    ----------
+    spacing_mm : voxel size of the working grid
+    crop_size : voxels along the side of the crop
+    crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
+    min_brain_ml : a smaller brain mask counts as "no head" (at 20 weeks a brain has about 45 ml)
+    localizer_channels : channels of the levels of the MONAI UNet that labels brain and eyes
+    **rotation : arguments of ``E3CNN``
+
+    Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of
+    ``spacing_mm``, intensities scaled to [0, 1].
+    """
+
+    def __init__(
+        self,
+        spacing_mm: float = 4.0,
+        crop_size: int = 32,
+        crop_fill: float = 0.6,
+        min_brain_ml: float = 10.0,
+        localizer_channels: Sequence[int] = (32, 64, 128),
+        localizer_res_units: int = 1,
+        **rotation: int | str | Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.spacing_mm = float(spacing_mm)
+        self.crop_size = crop_size
+        self.crop_fill = crop_fill
+        self.min_brain_ml = min_brain_ml
+        self.localizer = UNet(
+            spatial_dims=3,
+            in_channels=8,
+            out_channels=3 * 8,
+            channels=tuple(localizer_channels),
+            strides=(2,) * (len(localizer_channels) - 1),
+            num_res_units=localizer_res_units,
+            norm="INSTANCE",
+        )
+        self._multiple = 2 ** len(localizer_channels)
+        self.rotation = E3CNN(**rotation)  # type: ignore[arg-type]
+
+    def localize(self, volume: Tensor) -> Tensor:
+        """Logits (batch, 3, x, y, z) of background, brain and eyes.
+
+        The UNet works on blocks of 2 x 2 x 2 voxels as channels: an eighth of the cost, and
+        unlike pooling it keeps the small eyes.
+        """
+        shape = volume.shape[2:]
+        padding = [p for n in reversed(shape) for p in (0, -n % self._multiple)]
+        blocks = space_to_channels(functional.pad(volume, padding))
+        logits = channels_to_space(self.localizer(blocks))
+        return logits[..., : shape[0], : shape[1], : shape[2]]
+
+    def axis_field(self, volume: Tensor, box: Box) -> Tensor:
+        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from the crops in ``box``."""
+        return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
+
+    def predict(self, volume: Tensor) -> Prediction:
+        """Pose, confidence, brain volume and labels of every volume of the batch."""
+        label = self.localize(volume).argmax(1, keepdim=True)
+        brain = largest_component(label == 1)
+        box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
+        axes, confidence = pool_axes(self.axis_field(volume, box))
+        pose = rigid(frame_to_rotation(axes), box.center_mm)
+        found = volume_ml >= self.min_brain_ml
+        pose = torch.where(found[:, None, None], pose, torch.nan)
+        confidence = torch.where(found, confidence, torch.zeros_like(confidence))
+        label = (brain + 2 * (label == 2)).to(torch.uint8)
+        return Prediction(pose, confidence, volume_ml, label)
+
+    def forward(self, volume: Tensor, box: Box | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
+
+        With ``box``, the cubes around the reference brains, what training needs instead: the
+        localizer's logits and the field of axes in those cubes. One entry for both, because
+        DistributedDataParallel sees calls of ``forward`` only.
+        """
+        if box is None:
+            return self.predict(volume).head_to_grid
+        return self.localize(volume), self.axis_field(volume, box)

@@ -1,0 +1,271 @@
+"""Synthetic fetal MRI with known head pose: a head in its fetus, uterus and mother.
+
+Everything is an implicit function evaluated at the voxels of the final grid, so nothing is
+resampled. World is RAS mm as nibabel gives it; `head_to_world` is the pose of the head frame
+(origin at the brain's centre of mass, +x the fetus's right, +y anterior, +z superior, mm).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from monai.transforms import Randomizable
+from numpy.typing import NDArray
+
+from .anatomy import AGE_RANGE_WEEKS, Head
+from .contrast import CONTRASTS, acquire, draw_intensities, sensitivity
+from .fetus import Fetus, random_rotation, rigid, rotation
+from .head import paint_head
+from .mother import Mother
+from .shapes import Canvas, Grid, WaveField
+
+_AXES = ("LR", "PA", "IS")
+AXCODES = tuple(
+    "".join(pair[sign] for pair, sign in zip(order, signs, strict=True))
+    for order in itertools.permutations(_AXES)
+    for signs in itertools.product((0, 1), repeat=3)
+)
+VOXEL_RANGE_MM = (1.0, 10.0)
+MAX_VOXELS = 1_700_000
+
+
+@dataclass
+class Phantom:
+    """One synthetic volume and its truth.
+
+    image (i, j, k) int16; label (i, j, k) uint8: 0 background, 1 brain, 2 eyes; affine (4, 4)
+    voxel to world; head_to_world (4, 4) rigid, or None without a head; right_eye_mm and
+    left_eye_mm (3,) in the head frame, None without a head.
+    """
+
+    image: NDArray[np.int16]
+    label: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+    head_to_world: NDArray[np.float64] | None
+    ga_weeks: float
+    right_eye_mm: NDArray[np.float64] | None
+    left_eye_mm: NDArray[np.float64] | None
+    contrast: str
+
+
+class PhantomGenerator(Randomizable):
+    """Draws phantoms; all randomness comes from `self.R`.
+
+    Parameters
+    ----------
+    ga_weeks : range of gestational ages in weeks, uniform, within 20..38.
+    contrast : "t2", "epi" or "mixed"; None draws them with probability 0.25, 0.5 and 0.25.
+    axcodes : orientation of the voxel axes, such as "LPS"; None draws one of the 48.
+    voxel_mm : voxel size in mm along i, j, k, within 1..10; None draws it.
+    shape : voxels along i, j, k; None draws a field of view.
+
+    Raises
+    ------
+    ValueError
+        For a value outside its range.
+    """
+
+    def __init__(
+        self,
+        ga_weeks: tuple[float, float] = AGE_RANGE_WEEKS,
+        contrast: str | None = None,
+        axcodes: str | None = None,
+        voxel_mm: Sequence[float] | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        low, high = AGE_RANGE_WEEKS
+        if len(ga_weeks) != 2 or not low <= ga_weeks[0] <= ga_weeks[1] <= high:
+            raise ValueError(f"ga_weeks must lie in {low:g}..{high:g} weeks, got {ga_weeks}")
+        if contrast is not None and contrast not in CONTRASTS:
+            raise ValueError(f"contrast must be one of {CONTRASTS} or None, got {contrast!r}")
+        if axcodes is not None and axcodes not in AXCODES:
+            raise ValueError(f"axcodes must be an orientation such as 'RAS', got {axcodes!r}")
+        if voxel_mm is not None and (
+            len(voxel_mm) != 3
+            or not all(VOXEL_RANGE_MM[0] <= v <= VOXEL_RANGE_MM[1] for v in voxel_mm)
+        ):
+            raise ValueError(f"voxel_mm must be 3 sizes in {VOXEL_RANGE_MM} mm, got {voxel_mm}")
+        if shape is not None and (len(shape) != 3 or min(shape) < 1):
+            raise ValueError(f"shape must be 3 positive numbers, got {shape}")
+        self.ga_weeks = ga_weeks
+        self.contrast = contrast
+        self.axcodes = axcodes
+        self.voxel_mm = voxel_mm
+        self.shape = shape
+
+    def __call__(self, head: bool = True) -> Phantom:
+        """A new phantom; without `head` the uterus is empty and the label all 0."""
+        ga_weeks = float(self.R.uniform(*self.ga_weeks))
+        mother = Mother.draw(self.R, ga_weeks)
+        # The mother lies at up to +-20 degrees about each axis, her uterus off the isocentre.
+        lying = [rotation(axis, self.R.uniform(-20, 20)) for axis in range(3)]
+        world_from_mother = rigid(lying[0] @ lying[1] @ lying[2], self.R.uniform(-30, 30, size=3))
+        shape = Head.draw(self.R, ga_weeks)
+        fetus = Fetus.draw(self.R, shape)
+        head_to_world = self._place(mother, world_from_mother, fetus)
+        texture = WaveField.draw(self.R, 64, (10, 90), [1.0])
+        # One draw for everything that follows keeps the anatomy free of the acquisition's options.
+        contrast = str(self.R.choice(CONTRASTS, p=[0.25, 0.5, 0.25]))
+        contrast = self.contrast or contrast
+        aim = head_to_world[:3, 3] if head else world_from_mother[:3, 3]
+        grid = self._draw_grid(aim, world_from_mother[:3, 3], shape.reach_mm, contrast)
+        tissue = draw_intensities(self.R, contrast)
+
+        canvas = Canvas(grid, np.zeros(grid.shape, np.float32), texture.on_grid(grid, np.eye(4))[0])
+        label = np.zeros(grid.shape, np.uint8)
+        # Half of the volumes without a head show a trunk and limbs.
+        body = head or self.R.uniform() < 0.5
+        mother.paint(canvas, world_from_mother, tissue, (fetus, head_to_world) if body else None)
+        if body:
+            fetus.paint(canvas, head_to_world, tissue)
+        if head:
+            _paint_head(canvas, label, fetus, head_to_world, tissue, texture)
+        coil = sensitivity(self.R, grid, world_from_mother[:3, 1], aim, contrast != "t2")
+        image = acquire(self.R, canvas.value, grid, coil)
+        # Scaled so that the brightest voxel is log-uniform in 500..3000.
+        top = float(np.exp(self.R.uniform(np.log(500), np.log(3000))))
+        image *= top / max(float(image.max()), 1e-6)
+        return Phantom(
+            image=np.round(image).astype(np.int16),
+            label=label,
+            affine=grid.affine,
+            head_to_world=head_to_world if head else None,
+            ga_weeks=ga_weeks,
+            right_eye_mm=shape.eyes_mm[0] if head else None,
+            left_eye_mm=shape.eyes_mm[1] if head else None,
+            contrast=contrast,
+        )
+
+    def _place(
+        self, mother: Mother, world_from_mother: NDArray[np.float64], fetus: Fetus
+    ) -> NDArray[np.float64]:
+        """(4, 4) head_to_world: any rotation; the position leaves room for the trunk."""
+        turn = random_rotation(self.R)
+        uterus = world_from_mother[:3, :3] @ mother.uterus_turn
+        free = np.maximum(mother.uterus_radii_mm - 0.5 * fetus.head.bpd_mm, 5.0)
+        # Away from the trunk, by a share of the free path uniform in 0.4..1.1; normal jitter.
+        away = uterus.T @ turn @ fetus.body_to_head[:3, 2]
+        offset = away * self.R.uniform(0.4, 1.1) + self.R.normal(scale=0.3, size=3)
+        offset /= max(1.0, float(np.linalg.norm(offset)))
+        return rigid(turn, world_from_mother[:3, 3] + uterus @ (free * offset))
+
+    def _draw_grid(
+        self, aim: NDArray[np.float64], uterus: NDArray[np.float64], reach_mm: float, contrast: str
+    ) -> Grid:
+        """Voxel grid around the head, world mm.
+
+        Orientation uniform over the 48; in 3 of 4 oblique by normal angles about each axis, of
+        deviation 9 and at most 12 degrees, together up to about 20.
+        The centre lies between the uterus's and the head's, and moves so that the head is inside
+        as far as it fits; in 8 % of the volumes the edge may cut off up to 40 % of its radius.
+        """
+        random = self.R
+        kind = random.uniform()
+        if kind < 0.2:  # navigator: 3D EPI with 64 x 64 voxels
+            voxel = np.full(3, random.uniform(5.3, 6.3))
+            size = np.array([64, 64, random.randint(24, 37)])
+        else:  # slices: field of view uniform in 300..480 mm in plane, 110..300 mm across
+            if kind < 0.45:
+                voxel = np.array([3.0, 3.0, 4.5])
+            elif kind < 0.7:
+                voxel = np.array([3.0, 3.0, 3.0])
+            else:
+                plane = random.uniform(2.5, 4.5)
+                voxel = np.array([plane, plane, random.uniform(plane, 6.5)])
+            extent = np.array([random.uniform(300, 480)] * 2 + [random.uniform(110, 300)])
+            size = np.round(extent / voxel).astype(int)
+        if self.voxel_mm is not None:
+            size = np.maximum(np.round(size * voxel / self.voxel_mm), 8).astype(int)
+            voxel = np.asarray(self.voxel_mm, dtype=np.float64)
+        size[:2] = np.minimum(size[:2], 192)
+        size[2] = max(8, min(int(size[2]), MAX_VOXELS // int(size[0] * size[1])))
+        if self.shape is not None:
+            size = np.asarray(self.shape, dtype=int)
+        axcodes = self.axcodes or AXCODES[random.randint(len(AXCODES))]
+        frame = np.zeros((3, 3))
+        for axis, code in enumerate(axcodes):
+            row = next(n for n, pair in enumerate(_AXES) if code in pair)
+            frame[row, axis] = 1.0 if code in "RAS" else -1.0
+        tilt = np.clip(random.normal(scale=9.0, size=3), -12, 12) * (random.uniform() < 0.75)
+        oblique = rotation(0, tilt[0]) @ rotation(1, tilt[1]) @ rotation(2, tilt[2])
+        axes = oblique @ frame
+
+        half = 0.5 * voxel * size
+        blend = random.uniform(0, 1)
+        centre = (
+            blend * aim + (1 - blend) * uterus + axes @ (random.normal(scale=0.08, size=3) * half)
+        )
+        slack = half - reach_mm * (0.6 if random.uniform() < 0.08 else 1.0)
+        to_head = axes.T @ (aim - centre)
+        inside = np.clip(to_head, -np.maximum(slack, 0), np.maximum(slack, 0))
+        centre += axes @ (to_head - inside)
+        affine = np.eye(4)
+        affine[:3, :3] = axes * voxel
+        affine[:3, 3] = centre - affine[:3, :3] @ ((size - 1) / 2)
+        # Interleaved slices: every second one displaced, in a third of the EPI-like volumes.
+        jump = axes @ (random.normal(size=3) * [1, 1, 0.3]) * random.uniform(0.2, 1.5)
+        shift = None
+        if contrast != "t2" and random.uniform() < 0.33:
+            shift = np.where(np.arange(size[2])[:, None] % 2, 0.5, -0.5) * jump
+        return Grid(affine, (int(size[0]), int(size[1]), int(size[2])), shift)
+
+
+def _paint_head(
+    canvas: Canvas,
+    label: NDArray[np.uint8],
+    fetus: Fetus,
+    head_to_world: NDArray[np.float64],
+    tissue: dict[str, float],
+    texture: WaveField,
+) -> None:
+    """Lay the head on the canvas and its brain and eyes on the label.
+
+    The head is painted on voxels split to about 2 mm, whose mean gives its partial volume.
+    """
+    grid = canvas.grid
+    middle, radii = fetus.head.bounds_mm
+    centre = head_to_world[:3, :3] @ middle + head_to_world[:3, 3]
+    box = grid.box(centre, head_to_world[:3, :3] * radii)
+    if box is None:
+        return
+    factors = [max(1, round(v / 2.0)) for v in grid.voxel_mm]
+    fine = grid.refined(box, factors)
+    neck = fetus.body_to_head[:3, 3]
+    head = paint_head(fetus.head, fine, np.linalg.inv(head_to_world), tissue, texture, neck)
+
+    def mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        ni, nj, nk = (n // f for n, f in zip(values.shape, factors, strict=True))
+        fi, fj, fk = factors
+        return values.reshape(ni, fi, nj, fj, nk, fk).mean(axis=(1, 3, 5))
+
+    share = mean(head.head)
+    canvas.value[box] *= 1 - share
+    canvas.value[box] += mean(head.head * head.value)
+    marks = label[box]
+    marks[mean(head.brain) >= 0.5] = 1
+    for globe in (mean(eye) for eye in head.eyes):
+        # An eye smaller than a voxel keeps the voxel that holds most of it.
+        if globe.max() > 0:
+            marks[globe >= min(0.5, float(globe.max()))] = 2
+
+
+def make_phantom(
+    seed: int,
+    ga_weeks: float | None = None,
+    contrast: str | None = None,
+    axcodes: str | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
+    head: bool = True,
+) -> Phantom:
+    """One phantom from a seed; for the arguments see `PhantomGenerator`.
+
+    The same seed gives the same anatomy and pose with any contrast, orientation and voxel size.
+    """
+    ages = AGE_RANGE_WEEKS if ga_weeks is None else (ga_weeks, ga_weeks)
+    generator = PhantomGenerator(ages, contrast, axcodes, voxel_mm, shape)
+    generator.set_random_state(seed=seed)
+    return generator(head)

@@ -1,0 +1,336 @@
+"""O(3)-equivariant layers for voxel grids, in e3nn's irreps and conventions.
+
+Tensors are channels-first, ``(batch, irreps.dim, x, y, z)``: the components of the irreps stand
+along the channels as e3nn orders them, multiplicity before component, and the array axes are the
+axes x, y, z of the representation. Kernels sample steerable functions on the lattice, so the 48
+symmetries of the cube hold to rounding and other angles up to the error of sampling.
+
+The layers read ``Irreps`` when they are built and keep plain integers, because attribute access on
+``Irreps`` in ``forward`` breaks compilation and export.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from e3nn import o3
+from e3nn.math import normalize2mom, soft_one_hot_linspace
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@cache
+def kernel_basis(l_in: int, l_sh: int, l_out: int, size: int, num_radial: int) -> Tensor:
+    """Steerable kernels (num_radial, 2 l_out + 1, 2 l_in + 1, size, size, size), float64.
+
+    Radial function x spherical harmonic of the voxel offset, contracted with Wigner 3j. The radial
+    functions are e3nn's ``smooth_finite`` bumps on [0, size / 2] voxels, the harmonics have
+    component normalisation, and the sum over taps is averaged.
+    """
+    taps = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    offsets = torch.stack(torch.meshgrid(taps, taps, taps, indexing="ij"), dim=-1)
+    radial = soft_one_hot_linspace(
+        offsets.norm(dim=-1), 0.0, size / 2, num_radial, basis="smooth_finite", cutoff=False
+    )
+    harmonic = o3.spherical_harmonics(l_sh, offsets, normalize=True, normalization="component")
+    wigner = o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64)
+    return torch.einsum("ijk,xyzj,xyzr->rkixyz", wigner, harmonic, radial) / size**3
+
+
+class _Pair(NamedTuple):
+    """How one block of input irreps feeds one block of output irreps."""
+
+    block_in: int
+    block_out: int
+    mul_in: int
+    mul_out: int
+    paths: tuple[int, ...]  # which of the chunks of the flat weight, (mul_in, mul_out) each
+    center: int | None  # which chunk of the self-connection's weight
+
+
+def _degrees(ir_in: o3.Irrep, ir_out: o3.Irrep, lmax: int) -> list[int]:
+    """Degrees of the spherical harmonics whose product with ``ir_in`` contains ``ir_out``."""
+    return [ir.l for _, ir in o3.Irreps.spherical_harmonics(lmax) if ir_out in ir_in * ir]
+
+
+class SteerableConv(nn.Module):
+    """Convolution by radial functions x spherical harmonics, plus a self-connection.
+
+    The parametrisation is that of e3nn's ``FullyConnectedTensorProduct`` of the input with the
+    spherical harmonics of the voxel offset (degrees 0..lmax, parity (-1)^l), and of an e3nn
+    ``Linear`` added at the centre; weights are laid out as there, so that either can be loaded
+    from the other. The kernel is one matrix product per pair of irreps, and is kept while the
+    module is in eval mode and the weights stay as they are.
+
+    Parameters
+    ----------
+    irreps_in, irreps_out : irreps of the input and output channels
+    kernel_size : taps along each axis, odd
+    lmax : highest degree of the spherical harmonics
+    num_radial : number of radial functions
+
+    Shapes: ``(batch, irreps_in.dim, x, y, z)`` -> ``(batch, irreps_out.dim, x, y, z)``.
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps | str,
+        irreps_out: o3.Irreps | str,
+        kernel_size: int = 5,
+        lmax: int = 4,
+        num_radial: int = 5,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to have a centre, got {kernel_size}")
+        blocks_in, blocks_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
+        self.dims_in = [block.dim for block in blocks_in]
+        self.dims_out = [block.dim for block in blocks_out]
+        self.kernel_size = kernel_size
+
+        pairs = list(itertools.product(range(len(blocks_in)), range(len(blocks_out))))
+        degrees = {(i, o): _degrees(blocks_in[i].ir, blocks_out[o].ir, lmax) for i, o in pairs}
+        # chunks of the flat weights, in e3nn's order: input block, harmonic, output block
+        paths = [
+            (i, degree, o)
+            for i in range(len(blocks_in))
+            for degree in range(lmax + 1)
+            for o in range(len(blocks_out))
+            if degree in degrees[i, o]
+        ]
+        centers = [(i, o) for i, o in pairs if blocks_in[i].ir == blocks_out[o].ir]
+        self._chunks = [blocks_in[i].mul * blocks_out[o].mul for i, _, o in paths]
+        self._center_chunks = [blocks_in[i].mul * blocks_out[o].mul for i, o in centers]
+        self.weight = nn.Parameter(torch.randn(num_radial, sum(self._chunks)))
+        self.center_weight = nn.Parameter(torch.randn(sum(self._center_chunks)))
+
+        self._pairs: list[_Pair] = []
+        for i, o in pairs:
+            if not degrees[i, o]:
+                continue
+            (mul_in, ir_in), (mul_out, ir_out) = blocks_in[i], blocks_out[o]
+            # element normalisation: unit variance of the output however many inputs feed it
+            fan_in = sum(blocks_in[a].mul for a, _, b in paths if b == o)
+            rows = [
+                kernel_basis(ir_in.l, degree, ir_out.l, kernel_size, num_radial)
+                * math.sqrt(ir_out.dim / fan_in)
+                for degree in degrees[i, o]
+            ]
+            center = centers.index((i, o)) if (i, o) in centers else None
+            if center is not None:
+                fan_in = sum(blocks_in[a].mul for a, b in centers if b == o)
+                delta = torch.zeros_like(rows[0][:1])
+                delta[0, :, :, kernel_size // 2, kernel_size // 2, kernel_size // 2] = torch.eye(
+                    ir_in.dim
+                ) / math.sqrt(fan_in)
+                rows.append(delta)
+            basis = torch.cat(rows).flatten(1).to(torch.get_default_dtype())
+            self.register_buffer(f"basis_{len(self._pairs)}", basis, persistent=False)
+            chunks = tuple(paths.index((i, degree, o)) for degree in degrees[i, o])
+            self._pairs.append(_Pair(i, o, mul_in, mul_out, chunks, center))
+        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+
+    def kernel(self) -> Tensor:
+        """The dense kernel (irreps_out.dim, irreps_in.dim, size, size, size)."""
+        taps = self.kernel_size**3
+        blocks: dict[tuple[int, int], Tensor] = {}
+        # split, not slices: the backward pass of each slice would fill a tensor of full size
+        chunks = self.weight.split(self._chunks, dim=1)
+        center_chunks = self.center_weight.unsqueeze(0).split(self._center_chunks, dim=1)
+        for index, pair in enumerate(self._pairs):
+            rows = [chunks[path] for path in pair.paths]
+            if pair.center is not None:
+                rows.append(center_chunks[pair.center])
+            block = torch.cat(rows).T @ self.get_buffer(f"basis_{index}")
+            dim_out = self.dims_out[pair.block_out] // pair.mul_out
+            dim_in = self.dims_in[pair.block_in] // pair.mul_in
+            block = block.view(pair.mul_in, pair.mul_out, dim_out, dim_in, taps)
+            blocks[pair.block_in, pair.block_out] = block.permute(1, 2, 0, 3, 4).reshape(
+                pair.mul_out * dim_out, pair.mul_in * dim_in, taps
+            )
+        rows_out = [
+            torch.cat(
+                [
+                    blocks[i, o] if (i, o) in blocks else self.weight.new_zeros(dim_o, dim_i, taps)
+                    for i, dim_i in enumerate(self.dims_in)
+                ],
+                dim=1,
+            )
+            for o, dim_o in enumerate(self.dims_out)
+        ]
+        return torch.cat(rows_out).unflatten(2, (self.kernel_size,) * 3)
+
+    def _eval_kernel(self) -> Tensor:
+        key = tuple(
+            (p._version, p.data_ptr(), p.device, p.dtype) for p in (self.weight, self.center_weight)
+        )
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self.kernel().detach())
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> SteerableConv:
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_kept": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = not self.training and not torch.is_grad_enabled()
+        kernel = self._eval_kernel() if keep else self.kernel()
+        return functional.conv3d(x, kernel, padding=self.kernel_size // 2)
+
+    def extra_repr(self) -> str:
+        return f"{sum(self.dims_in)} -> {sum(self.dims_out)}, kernel_size={self.kernel_size}"
+
+
+class InstanceNorm(nn.Module):
+    """e3nn's ``BatchNorm(instance=True)`` for channels-first tensors.
+
+    Even scalars lose their mean over the voxels; every irrep is divided by the root mean square
+    of its components. No running statistics, so that one volume never depends on others.
+    """
+
+    average: Tensor
+    other: Tensor
+    irrep_of_channel: Tensor
+    even_channels: Tensor
+
+    def __init__(self, irreps: o3.Irreps | str, eps: float = 1e-5) -> None:
+        super().__init__()
+        irreps = o3.Irreps(irreps)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(irreps.num_irreps))
+        self.bias = nn.Parameter(torch.zeros(sum(mul for mul, ir in irreps if ir.is_scalar())))
+        members = [ir for mul, ir in irreps for _ in range(mul)]
+        channels = [k for k, ir in enumerate(members) for _ in range(ir.dim)]
+        average = torch.zeros(irreps.dim, irreps.num_irreps)
+        for channel, k in enumerate(channels):
+            average[channel, k] = 1 / members[k].dim
+        even = torch.tensor([members[k].is_scalar() for k in channels])
+        self.register_buffer("average", average, persistent=False)
+        self.register_buffer("irrep_of_channel", torch.tensor(channels), persistent=False)
+        self.register_buffer("other", (~even).to(average.dtype), persistent=False)
+        self.register_buffer("even_channels", even.nonzero().flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x.flatten(2), dim=2, correction=0)
+        second_moment = variance + mean.square() * self.other
+        scale = (second_moment @ self.average + self.eps).rsqrt() * self.weight
+        scale = scale.index_select(1, self.irrep_of_channel)
+        shift = -(1 - self.other) * mean * scale
+        bias = self.bias.unsqueeze(0).expand(shift.shape[0], -1)
+        shift = shift.index_add(1, self.even_channels, bias)
+        return torch.addcmul(shift[..., None, None, None], x, scale[..., None, None, None])
+
+
+class Gate(nn.Module):
+    """e3nn's ``Gate`` for channels-first tensors: relu on 0e, tanh on 0o, sigmoid gates on l > 0.
+
+    Each activation is scaled to unit second moment under a standard normal, as e3nn does.
+
+    Attributes
+    ----------
+    irreps_in : what the layer before must produce, ``irreps_out`` and a 0e gate for every
+        irrep with l > 0, sorted as e3nn's Gate sorts them
+    """
+
+    def __init__(self, irreps_out: o3.Irreps | str) -> None:
+        super().__init__()
+        irreps_out = o3.Irreps(irreps_out)
+        gates = sum(mul for mul, ir in irreps_out if ir.l > 0)
+        scalars = o3.Irreps([x for x in irreps_out if x.ir.l == 0])
+        gated = o3.Irreps([x for x in irreps_out if x.ir.l > 0])
+        order = (scalars + o3.Irreps([(gates, "0e")]) + gated).sort()
+        self.irreps_in = str(order.irreps.simplify())
+        self._widths = [block.dim for block in order.irreps]
+        self._places = list(order.p)  # of scalars, gates, gated among the sorted blocks
+        self._outputs = [(mul, ir.dim, ir.p) for mul, ir in scalars + gated]
+        self._num_scalars = len(scalars)
+        self._gate_chunks = [mul for mul, _ in gated]
+        self._relu, self._tanh, self._sigmoid = _activation_scales()
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self._widths, dim=1)
+        blocks = [parts[place] for place in self._places]
+        gates = torch.sigmoid(blocks.pop(self._num_scalars)) * self._sigmoid
+        chunks = iter(gates.split(self._gate_chunks, dim=1))
+        outputs = []
+        for block, (mul, dim, parity) in zip(blocks, self._outputs, strict=True):
+            if dim > 1:
+                gate = next(chunks).unsqueeze(2)
+                outputs.append((block.unflatten(1, (mul, dim)) * gate).flatten(1, 2))
+            elif parity > 0:
+                outputs.append(torch.relu(block) * self._relu)
+            else:
+                outputs.append(torch.tanh(block) * self._tanh)
+        return torch.cat(outputs, dim=1)
+
+
+@lru_cache(maxsize=1)
+def _activation_scales() -> tuple[float, float, float]:
+    """e3nn's constants for relu, tanh and sigmoid (estimated there from a fixed sample)."""
+    return tuple(normalize2mom(f).cst for f in (torch.relu, torch.tanh, torch.sigmoid))  # type: ignore[return-value]
+
+
+class AveragePool(nn.Module):
+    """Mean over windows of 2 x 2 x 2 voxels that tile the grid; equivariant for every irrep."""
+
+    def __init__(self, irreps: o3.Irreps | str) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_tiles(x)
+        return functional.avg_pool3d(x, 2)
+
+
+class NormMaxPool(nn.Module):
+    """In every 2 x 2 x 2 window, even scalars by value, other irreps where their norm is largest.
+
+    An odd scalar changes sign under a reflection, so its signed maximum is not equivariant: the
+    largest magnitude is. Exact for inputs without ties between different values in a window.
+    """
+
+    signed_odd_scalars = False
+
+    def __init__(self, irreps: o3.Irreps | str) -> None:
+        super().__init__()
+        self._blocks = [(mul, ir.dim, ir.p) for mul, ir in o3.Irreps(irreps)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_tiles(x)
+        outputs = []
+        channels = [mul * dim for mul, dim, _ in self._blocks]
+        for part, (mul, dim, parity) in zip(x.split(channels, dim=1), self._blocks, strict=True):
+            if dim == 1 and (parity > 0 or self.signed_odd_scalars):
+                outputs.append(functional.max_pool3d(part, 2))
+                continue
+            part = part.unflatten(1, (mul, dim))
+            # the square: no kink at zero, and the same place of the maximum
+            norm = part.square().sum(2)
+            _, index = functional.max_pool3d(norm, 2, return_indices=True)
+            picked = part.flatten(3).gather(
+                3, index.flatten(2).unsqueeze(2).expand(-1, -1, dim, -1)
+            )
+            outputs.append(picked.unflatten(3, index.shape[2:]).flatten(1, 2))
+        return torch.cat(outputs, dim=1)
+
+
+class SignedMaxPool(NormMaxPool):
+    """``NormMaxPool`` with odd scalars by signed maximum, as the authors' checkpoints need.
+
+    Not equivariant under reflections: for imported weights only.
+    """
+
+    signed_odd_scalars = True
+
+
+def _check_tiles(x: Tensor) -> None:
+    if any(n % 2 for n in x.shape[2:]):
+        raise ValueError(
+            f"pooling by 2 needs an even number of voxels along each axis, got {tuple(x.shape[2:])}"
+        )

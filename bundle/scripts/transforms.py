@@ -1,0 +1,223 @@
+"""MONAI dictionary transforms from a file to what the network takes: volume, grid, pose, box.
+
+Frames are those of geometry.py; augmentation stands in augmentation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    GaussianSmooth,
+    LoadImaged,
+    MapTransform,
+    Orientationd,
+    RandomizableTransform,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+)
+from torch import Tensor
+
+from .crop import brain_box
+from .geometry import check_rigid, head_to_grid
+from .loss import BRAIN, UNKNOWN
+
+Data = dict[Hashable, Any]
+
+TYPICAL_BRAIN_MM = 80.0  # diameter of the sphere of a brain's volume at about 30 weeks
+
+
+class VolumeError(ValueError):
+    """A volume that no pose can be told from.
+
+    ``status`` is the word that stands in the output file: "unreadable", "not_3d", "not_finite" or
+    "empty". The message names the file.
+    """
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LoadVolumed(MapTransform):
+    """Load NIfTI files as (1, i, j, k) float32 with their affine; refuse what is not one volume.
+
+    A fourth axis of length one is dropped. Raises VolumeError, whose message names the file.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            path = d[key]
+            try:
+                image = LoadImaged(keys=[key], image_only=True, ensure_channel_first=False)(d)[key]
+            except Exception as error:  # nibabel and MONAI raise many types for a broken file
+                raise VolumeError(
+                    "unreadable", f"{path}: cannot be read as NIfTI: {error}"
+                ) from error
+            if image.ndim == 4 and image.shape[3] == 1:
+                image = image[..., 0]
+            if image.ndim != 3 or min(image.shape) < 2:
+                raise VolumeError(
+                    "not_3d", f"{path}: expected one 3D volume, got shape {tuple(image.shape)}"
+                )
+            if not torch.isfinite(image).all():
+                raise VolumeError("not_finite", f"{path}: has voxels that are NaN or infinite")
+            if abs(np.linalg.det(np.asarray(image.affine)[:3, :3])) < 1e-6:
+                raise VolumeError(
+                    "unreadable", f"{path}: singular affine {np.asarray(image.affine).tolist()}"
+                )
+            d[key] = image.unsqueeze(0)
+        return d
+
+
+class ToWorkingGridd(MapTransform):
+    """Reorient to RAS axis order and resample to right-handed isotropic voxels.
+
+    The affine follows, so a pose in the world stays true; oblique volumes stay oblique. Images
+    finer than the grid are smoothed first (aliasing), then clipped to the 0.5 and 99.5 percentiles
+    and scaled to [0, 1]. Labels are resampled to the nearest.
+
+    Parameters
+    ----------
+    image_key, label_key : the label may be absent; it then becomes ``UNKNOWN`` everywhere
+    spacing_mm : voxel size of the grid
+
+    Raises VolumeError ("empty") for an image without contrast, ValueError for a label whose grid
+    is not the image's or which has values other than 0, 1, 2.
+    """
+
+    def __init__(
+        self, image_key: str = "image", label_key: str | None = "label", spacing_mm: float = 4.0
+    ) -> None:
+        super().__init__([image_key] + ([label_key] if label_key else []), allow_missing_keys=True)
+        self.image_key, self.label_key, self.spacing_mm = image_key, label_key, spacing_mm
+        resample = [
+            Orientationd(self.keys, axcodes="RAS", labels=None, allow_missing_keys=True),
+            Spacingd(
+                self.keys,
+                pixdim=(spacing_mm,) * 3,
+                mode=["bilinear", "nearest"][: len(self.keys)],
+                padding_mode="border",
+                dtype=np.float32,
+                allow_missing_keys=True,
+            ),
+        ]
+        self._resample = Compose(resample)
+        self._scale = ScaleIntensityRangePercentilesd(
+            image_key, lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        image = d[self.image_key]
+        name = image.meta.get("filename_or_obj", "volume")
+        if image.min() == image.max():
+            raise VolumeError("empty", f"{name}: every voxel is {image.min().item():g}")
+        if self.label_key and self.label_key in d:
+            self._check_label(d[self.label_key], image)
+        # a Gaussian whose width is half of what the coarser grid averages over
+        ratio = self.spacing_mm / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+        sigma = 0.5 * np.sqrt(np.clip(ratio**2 - 1, 0, None))
+        if sigma.max() > 0.5:
+            d[self.image_key] = GaussianSmooth(sigma=sigma.tolist())(image)  # keeps the affine
+        d = dict(self._scale(self._resample(d)))
+        if d[self.image_key].max() <= 0:
+            raise VolumeError("empty", f"{name}: 99 % of the voxels have one value")
+        if self.label_key and self.label_key not in d:
+            unknown = torch.full_like(d[self.image_key].as_tensor(), UNKNOWN)
+            d[self.label_key] = MetaTensor(unknown, affine=d[self.image_key].affine)
+        return d
+
+    @staticmethod
+    def _check_label(label: MetaTensor, image: MetaTensor) -> None:
+        name = label.meta.get("filename_or_obj", "label")
+        same = label.shape == image.shape and np.allclose(label.affine, image.affine, atol=1e-2)
+        if not same:
+            raise ValueError(
+                f"{name}: the label's grid is not the image's: shapes {tuple(label.shape)} and "
+                f"{tuple(image.shape)}, affines {np.asarray(label.affine).tolist()} and "
+                f"{np.asarray(image.affine).tolist()}"
+            )
+        values = torch.unique(label.as_tensor()).tolist()
+        if not set(values) <= {0, 1, 2}:
+            raise ValueError(f"{name}: labels must be 0, 1 or 2, got {values}")
+
+
+class HeadToGridd(MapTransform):
+    """Add ``head_to_grid`` (4, 4) float32 and ``has_head`` (1 or 0) from ``head_to_world``.
+
+    To come after every spatial transform, because augmentation leaves its trace in the image's
+    affine. An entry without pose, or with null, is a volume without a head: identity and 0.
+    ValueError if the pose is not rigid.
+    """
+
+    def __init__(self, image_key: str = "image", spacing_mm: float = 4.0) -> None:
+        super().__init__(["head_to_world"], allow_missing_keys=True)
+        self.image_key, self.spacing_mm = image_key, spacing_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        image = d[self.image_key]
+        pose = world_pose(d)
+        d["has_head"] = torch.tensor(float(pose is not None))
+        d["head_to_grid"] = torch.eye(4)
+        if pose is not None:
+            matrix = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
+            d["head_to_grid"] = matrix.to(torch.float32)
+        d.pop("head_to_world", None)  # null does not collate, and the grid's pose has replaced it
+        return d
+
+
+def world_pose(entry: Mapping[Any, Any]) -> Tensor | None:
+    """The entry's ``head_to_world`` (4, 4) float64, checked; None for a volume without a head."""
+    if entry.get("head_to_world") is None:
+        return None
+    pose = torch.as_tensor(entry["head_to_world"], dtype=torch.float64)
+    check_rigid(pose, f"head_to_world of {entry.get('subject', 'an entry')}")
+    return pose
+
+
+class HeadBoxd(RandomizableTransform, MapTransform):
+    """Add ``center_mm`` (3) and ``side_mm`` (): the cube around the reference brain.
+
+    The same function measures it that the network uses on its own mask. Without a brain in the
+    label it stands at the pose's origin, with the size of a typical brain.
+
+    Parameters
+    ----------
+    shift : largest shift along each axis, as a share of the side; 0 for none. Centre and size are
+        jittered because the localizer's mask will be no better.
+    scale : largest relative change of the side
+    """
+
+    def __init__(
+        self,
+        label_key: str = "label",
+        spacing_mm: float = 4.0,
+        fill: float = 0.6,
+        shift: float = 0.0,
+        scale: float = 0.0,
+    ) -> None:
+        MapTransform.__init__(self, [label_key])
+        RandomizableTransform.__init__(self)
+        self.spacing_mm, self.fill, self.shift, self.scale = spacing_mm, fill, shift, scale
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        brain = d[self.keys[0]].as_tensor() == BRAIN
+        box, _ = brain_box(brain.unsqueeze(0), self.spacing_mm, self.fill)
+        center, side = box.center_mm[0], box.side_mm[0]
+        if not brain.any():
+            center = d["head_to_grid"][:3, 3].clone()
+            side = torch.tensor(TYPICAL_BRAIN_MM / self.fill)
+        if self.shift or self.scale:
+            center += side * torch.from_numpy(self.R.uniform(-self.shift, self.shift, 3)).float()
+            side *= 1 + self.R.uniform(-self.scale, self.scale)
+        d["center_mm"], d["side_mm"] = center, side
+        return d

@@ -1,0 +1,92 @@
+"""Fixtures: the bundle on the path, volumes with known landmarks in many orientations."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+sys.path.insert(0, str(BUNDLE))
+
+# landmarks in the head frame, mm; no symmetry maps them onto themselves
+LANDMARKS = np.array([[30.0, 0, 0], [0, 36.0, 0], [0, 0, 42.0], [-24.0, -30.0, -18.0]])
+GRIDS = {
+    "RAS": ("RAS", (3.0, 3.0, 3.0), 0.0),
+    "LAS": ("LAS", (3.0, 3.0, 3.0), 0.0),
+    "LPS": ("LPS", (3.0, 3.0, 3.0), 0.0),
+    "PIL": ("PIL", (3.0, 3.0, 3.0), 0.0),
+    "oblique": ("RAS", (3.0, 3.0, 3.0), 25.0),
+    "anisotropic": ("LIP", (2.5, 3.0, 4.5), 12.0),
+}
+
+
+def rotation_matrix(seed: int) -> np.ndarray:
+    """A random rotation, from scipy and so independent of the code under test."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.random(random_state=seed).as_matrix()
+
+
+def head_pose(seed: int = 3) -> np.ndarray:
+    """A head_to_world (4, 4) with a general rotation, near the world's origin."""
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_matrix(seed)
+    pose[:3, 3] = [7.0, -12.0, 9.0]
+    return pose
+
+
+def make_affine(axcodes: str, voxel_mm: tuple[float, ...], tilt_deg: float, shape) -> np.ndarray:
+    """Voxel-to-world matrix whose volume is centred at the world's origin."""
+    from scipy.spatial.transform import Rotation
+
+    orientation = nib.orientations.axcodes2ornt(axcodes)
+    matrix = np.zeros((3, 3))
+    for voxel_axis, (world_axis, sign) in enumerate(orientation):
+        matrix[int(world_axis), voxel_axis] = sign * voxel_mm[voxel_axis]
+    matrix = (
+        Rotation.from_euler("xyz", [tilt_deg, -tilt_deg / 2, 5], degrees=True).as_matrix() @ matrix
+        if tilt_deg
+        else matrix
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    affine[:3, 3] = -matrix @ (np.array(shape) - 1) / 2
+    return affine
+
+
+def landmark_volume(pose: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
+    """A Gaussian blob of 6 mm at each landmark, of heights 1, 2, 3, 4, rendered in world mm."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    volume = np.zeros(shape, dtype=np.float32)
+    for height, point in enumerate(LANDMARKS @ pose[:3, :3].T + pose[:3, 3], start=1):
+        volume += height * np.exp(-0.5 * ((world - point) ** 2).sum(-1) / 36.0)
+    return volume
+
+
+@pytest.fixture(params=list(GRIDS))
+def landmark_case(request, tmp_path):
+    """A NIfTI file of blobs at the landmarks, its pose, and a label that is empty."""
+    axcodes, voxel_mm, tilt = GRIDS[request.param]
+    shape = tuple(int(200 / v) for v in voxel_mm)
+    affine, pose = make_affine(axcodes, voxel_mm, tilt, shape), head_pose()
+    image = nib.Nifti1Image(landmark_volume(pose, affine, shape), affine)
+    label = nib.Nifti1Image(np.zeros(shape, dtype=np.uint8), affine)
+    nib.save(image, tmp_path / "image.nii.gz")
+    nib.save(label, tmp_path / "label.nii.gz")
+    return {
+        "image": str(tmp_path / "image.nii.gz"),
+        "label": str(tmp_path / "label.nii.gz"),
+        "head_to_world": pose.tolist(),
+        "subject": request.param,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
