@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 sys.path.insert(0, str(BUNDLE))
@@ -67,6 +68,45 @@ def landmark_volume(pose: np.ndarray, affine: np.ndarray, shape) -> np.ndarray:
     for height, point in enumerate(LANDMARKS @ pose[:3, :3].T + pose[:3, 3], start=1):
         volume += height * np.exp(-0.5 * ((world - point) ** 2).sum(-1) / 36.0)
     return volume
+
+
+def find_landmarks(image: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Centres (4, 3) of the blobs of ``landmark_volume`` in grid mm, in the order of LANDMARKS.
+
+    No pose enters: the blobs are the connected components, and their mass grows with the height.
+    """
+    components, count = ndimage.label(image > 0.1 * image.max())
+    assert count == len(LANDMARKS), f"{count} blobs"
+    index = np.arange(1, count + 1)
+    order = np.argsort(ndimage.sum_labels(image, components, index))
+    centers = np.array(ndimage.center_of_mass(image, components, index))[order]
+    return spacing_mm * (centers - (np.array(image.shape) - 1) / 2)
+
+
+def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray | None = None) -> str:
+    """Write a NIfTI file, of 3 mm RAS voxels unless told otherwise."""
+    affine = np.diag([3.0, 3.0, 3.0, 1.0]) if affine is None else affine
+    nib.save(nib.Nifti1Image(volume, affine), path)
+    return str(path)
+
+
+def labelled_case(folder: Path) -> dict:
+    """Files of a noisy head in LAS: brain of radius 27 mm around the head's origin, two eyes."""
+    shape, pose = (48, 50, 52), head_pose()
+    affine = make_affine("LAS", (3.0, 3.0, 3.0), 0.0, shape)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    head = (index @ affine[:3, :3].T + affine[:3, 3] - pose[:3, 3]) @ pose[:3, :3]
+    label = np.zeros(shape, dtype=np.uint8)
+    label[np.linalg.norm(head, axis=-1) < 27] = 1
+    for x in (-15.0, 15.0):
+        label[np.linalg.norm(head - [x, 34.0, -20.0], axis=-1) < 9] = 2
+    image = (label + np.random.default_rng(0).random(shape)).astype(np.float32)
+    return {
+        "image": save_nifti(folder / "head.nii.gz", image, affine),
+        "label": save_nifti(folder / "head_label.nii.gz", label, affine),
+        "head_to_world": pose.tolist(),
+        "subject": "head",
+    }
 
 
 @pytest.fixture(params=list(GRIDS))

@@ -320,7 +320,7 @@ def test_embedded_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(PhantomGenerator, "__call__", one_volume)
     root = embedded_dataset(tmp_path)
     content = json.loads((Path(root) / "dataset.json").read_text())
-    assert [len(content[s]) for s in ("training", "validation", "test")] == [96, 16, 24]
+    assert [len(content[s]) for s in ("training", "validation", "test")] == [128, 16, 24]
     assert embedded_dataset(str(tmp_path)) == root == str(tmp_path / "data" / "phantom")
 
 

@@ -108,7 +108,8 @@ class BestModel:
 
     def _save(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
-        if self.best is None or not self.better(self.best, value):
+        undefined = math.isnan(value) and not math.isnan(self.best or 0.0)
+        if self.best is None or not (undefined or self.better(self.best, value)):
             self.best = value
             save(self.network.state_dict(), self.path)
             logger.info("%s = %.3f is the best so far, kept in %s", self.metric, value, self.path)

@@ -85,6 +85,13 @@ def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{"image": str(p), "case": case} for p, case in zip(paths, cases, strict=True)]
 
 
+def _volume_error(error: BaseException | None) -> VolumeError | None:
+    """The VolumeError behind ``error``: MONAI wraps what a transform raises in RuntimeErrors."""
+    while error is not None and not isinstance(error, VolumeError):
+        error = error.__cause__
+    return error
+
+
 class CaseDataset(Dataset):
     """MONAI Dataset in which one bad volume never stops the others.
 
@@ -103,7 +110,10 @@ class CaseDataset(Dataset):
             image = super()._transform(index)["image"]
             item["affine"] = torch.as_tensor(image.affine)
             item["image"] = image.as_tensor()
-        except VolumeError as error:
+        except (VolumeError, RuntimeError) as raised:
+            error = _volume_error(raised)
+            if error is None:
+                raise
             item.update(status=error.status, message=str(error))
             item.update(image=torch.zeros(1, 8, 8, 8), affine=torch.eye(4, dtype=torch.float64))
         return item

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,29 +70,26 @@ class SegmentationLoss(nn.Module):
     def __init__(self, class_weights: Sequence[float] = (1.0, 8.0, 2.0)) -> None:
         super().__init__()
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
-        self.dice = DiceLoss(include_background=False, reduction="none", batch=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         label = label.long()
         known = label != UNKNOWN
         target = torch.where(known, label, BACKGROUND)
         log_probability = logits.float().log_softmax(1)
-        marginal = torch.stack(
-            [
-                torch.logaddexp(log_probability[:, BACKGROUND], log_probability[:, EYES]),
-                log_probability[:, BRAIN],
-                torch.full_like(log_probability[:, EYES], -100.0),
-            ],
-            dim=1,
-        )
         has = [(target == k).flatten(1).any(1) for k in (BRAIN, EYES)]
         eyes_unlabelled = (has[0] & ~has[1]).view(-1, 1, 1, 1, 1)
-        log_probability = torch.where(eyes_unlabelled, marginal, log_probability)
+        if eyes_unlabelled.any():
+            background, brain, eyes = log_probability.split(1, dim=1)
+            either, none = torch.logaddexp(background, eyes), torch.full_like(eyes, -100.0)
+            marginal = torch.cat([either, brain, none], dim=1)
+            log_probability = torch.where(eyes_unlabelled, marginal, log_probability)
         weights = self.class_weights[target] * known
         entropy = -(weights * log_probability.gather(1, target)).flatten(1).sum(1)
         entropy = entropy / weights.flatten(1).sum(1).clamp(min=1)
-        onehot = torch.cat([(target == k) for k in range(3)], dim=1).to(log_probability.dtype)
-        dice = self.dice(log_probability.exp() * known, onehot * known).flatten(1)
+        foreground = (log_probability[:, BRAIN:].exp() * known).flatten(2)
+        onehot = torch.cat([target == BRAIN, target == EYES], dim=1).flatten(2)
+        overlap = (foreground * onehot).sum(2)
+        dice = 1 - (2 * overlap + 1e-5) / (foreground.sum(2) + onehot.sum(2) + 1e-5)
         present = torch.stack(has, dim=1).to(dice.dtype)
         return entropy + (dice * present).sum(1) / 2
 

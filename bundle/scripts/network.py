@@ -180,8 +180,7 @@ class HeadPoseNet(nn.Module):
         crop_size: int = 32,
         crop_fill: float = 0.6,
         min_brain_ml: float = 10.0,
-        localizer_channels: Sequence[int] = (32, 64, 128),
-        localizer_res_units: int = 1,
+        localizer_channels: Sequence[int] = (16, 32, 64, 128),
         **rotation: int | str | Sequence[int],
     ) -> None:
         super().__init__()
@@ -194,11 +193,11 @@ class HeadPoseNet(nn.Module):
             in_channels=8,
             out_channels=3 * 8,
             channels=tuple(localizer_channels),
-            strides=(2,) * (len(localizer_channels) - 1),
-            num_res_units=localizer_res_units,
-            norm="INSTANCE",
+            strides=(1,) + (2,) * (len(localizer_channels) - 2),
+            norm=("INSTANCE", {"affine": True}),
+            act="LEAKYRELU",
         )
-        self._multiple = 2 ** len(localizer_channels)
+        self._multiple = 2 ** (len(localizer_channels) - 1)
         self.rotation = E3CNN(**rotation)  # type: ignore[arg-type]
 
     def localize(self, volume: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 From the bundle's folder:
 
-    python -m scripts.phantom --dataset_dir D --training 96 --validation 16 --test 24 --seed 0
+    python -m scripts.phantom --dataset_dir D --training 128 --validation 16 --test 24 --seed 0
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from .files import partial_path, write_text
 from .simulation.anatomy import AGE_RANGE_WEEKS
 from .simulation.contrast import CONTRASTS
 from .simulation.volume import Phantom, PhantomGenerator, make_phantom
@@ -25,7 +27,7 @@ from .simulation.volume import Phantom, PhantomGenerator, make_phantom
 __all__ = ["Phantom", "PhantomGenerator", "embedded_dataset", "make_phantom", "write_dataset"]
 
 SECTIONS = ("training", "validation", "test")
-DEFAULT_COUNTS = {"training": 96, "validation": 16, "test": 24}
+DEFAULT_COUNTS = {"training": 128, "validation": 16, "test": 24}
 # Raised whenever the same seed gives other volumes, so that old and new ones never mix.
 VERSION = 1
 
@@ -41,6 +43,7 @@ def write_dataset(
     ga_weeks: tuple[float, float] = AGE_RANGE_WEEKS,
     contrast: str | None = None,
     voxel_mm: Sequence[float] | None = None,
+    num_workers: int = 2,
 ) -> Path:
     """Write a MONAI datalist of phantoms; return the path of its dataset.json.
 
@@ -53,6 +56,7 @@ def write_dataset(
     headless_share : share in 0..1 of the training and validation volumes that show no head; their
         "head_to_world" is null.
     ga_weeks, contrast, voxel_mm : see `PhantomGenerator`.
+    num_workers : processes that make volumes.
 
     Raises
     ------
@@ -87,11 +91,21 @@ def write_dataset(
 
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     todo = [(section, i) for section in SECTIONS for i in range(counts[section])]
-    for section, i in tqdm(todo, desc="phantom", unit="volume", disable=not progress):
-        share = 0.0 if section == "test" else headless_share
-        # Spread evenly, and independent of the count: every 20th volume for a share of 0.05.
-        headless = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
-        entries[section].append(_write_volume(root, generator, seed, section, i, not headless))
+    with ProcessPoolExecutor(num_workers) as pool:
+        jobs = []
+        for section, i in todo:
+            share = 0.0 if section == "test" else headless_share
+            # Spread evenly, and independent of the count: every 20th volume for a share of 0.05.
+            headless = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
+            arguments = (root, generator, seed, section, i, not headless)
+            jobs.append(pool.submit(_write_volume, *arguments))
+        progress_bar = tqdm(jobs, desc="phantom", unit="volume", disable=not progress)
+        try:
+            for (section, _), job in zip(todo, progress_bar, strict=True):
+                entries[section].append(job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # stop soon; what is written stays
+            raise
     _write_json(datalist, {**entries, "phantom": parameters})
     return datalist
 
@@ -153,20 +167,12 @@ def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write through a temporary name, so that the file is there whole or not at all."""
-    text = json.dumps(content, indent=1) + "\n"
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}_{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _write_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
     """Write a NIfTI file through a temporary name; gzip level 1, nibabel's default."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}_{path.name}")
+    partial = partial_path(path)
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     image.to_filename(partial)

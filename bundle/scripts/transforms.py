@@ -126,9 +126,11 @@ class ToWorkingGridd(MapTransform):
         sigma = 0.5 * np.sqrt(np.clip(ratio**2 - 1, 0, None))
         if sigma.max() > 0.5:
             d[self.image_key] = GaussianSmooth(sigma=sigma.tolist())(image)  # keeps the affine
-        d = dict(self._scale(self._resample(d)))
-        if d[self.image_key].max() <= 0:
+        d = dict(self._resample(d))
+        low, high = np.percentile(d[self.image_key].numpy(), [0.5, 99.5])
+        if high - low <= 1e-5 * max(abs(low), abs(high)):  # no range that could be scaled to [0, 1]
             raise VolumeError("empty", f"{name}: 99 % of the voxels have one value")
+        d = dict(self._scale(d))
         if self.label_key and self.label_key not in d:
             unknown = torch.full_like(d[self.image_key].as_tensor(), UNKNOWN)
             d[self.label_key] = MetaTensor(unknown, affine=d[self.image_key].affine)

@@ -1,0 +1,194 @@
+"""checkpoint.py: resumed training equals training in one go; files are whole or not there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from scripts import checkpoint
+from scripts.checkpoint import BestModel, ResumableTraining
+
+DATA = [torch.randn(5, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+
+class Training:
+    """A tiny training with everything that has a state; built anew as a new process would."""
+
+    def __init__(self, folder, resume=False, losses=None):
+        torch.manual_seed(1)
+        self.network = nn.Linear(3, 2)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=0.5)
+        self.evaluator = Engine(lambda engine, batch: None)
+        self.best_model = BestModel(folder / "model.pt", self.network, "error")
+        self.best_model.attach(self.evaluator)
+        self.trainer = Engine(self.step)
+        self.epochs, self.iterations, self.losses = [], [], losses
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
+        objects = {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.scheduler,
+            "best_model": self.best_model,
+        }
+        ResumableTraining(folder, objects, resume=resume, map_location="cpu").attach(self.trainer)
+
+    def step(self, engine, batch):
+        self.iterations.append(engine.state.iteration)
+        self.optimizer.zero_grad()
+        loss = self.network(batch).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def end_epoch(self, engine):
+        self.scheduler.step()
+        self.epochs.append(engine.state.epoch)
+        if self.losses:
+            validate(self.evaluator, self.losses[engine.state.epoch - 1])
+
+    def run(self, max_epochs):
+        self.trainer.run(DATA, max_epochs=max_epochs)
+        return self
+
+
+def validate(evaluator, value):
+    """Run an evaluator whose metric has the given value."""
+
+    def set_metric(engine):
+        engine.state.metrics["error"] = value
+
+    with evaluator.add_event_handler(Events.EPOCH_COMPLETED, set_metric):
+        evaluator.run([0])
+
+
+def test_resumed_training_equals_training_in_one_go(tmp_path):
+    whole = Training(tmp_path / "whole").run(4)
+    first = Training(tmp_path / "parts").run(2)
+    second = Training(tmp_path / "parts", resume=True).run(4)
+    assert (first.epochs, second.epochs) == ([1, 2], [3, 4])
+    assert first.iterations + second.iterations == whole.iterations == list(range(1, 13))
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value)
+        assert not torch.equal(first.network.state_dict()[name], value)
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"] == 0.025
+    momentum = [t.optimizer.state_dict()["state"][0]["momentum_buffer"] for t in (whole, second)]
+    assert torch.equal(*momentum)
+
+
+def test_checkpoint_is_written_after_every_epoch(tmp_path):
+    training = Training(tmp_path)
+    found = []
+
+    @training.trainer.on(Events.EPOCH_COMPLETED)
+    def look():
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        found.append((state["epoch"], state["iteration"]))
+
+    training.run(3)
+    assert found == [(1, 3), (2, 6), (3, 9)]
+
+
+def test_without_resume_training_starts_anew(tmp_path):
+    Training(tmp_path).run(2)
+    assert Training(tmp_path).run(2).epochs == [1, 2]
+
+
+def test_resuming_from_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint\.pt: no checkpoint to resume from"):
+        Training(tmp_path, resume=True).run(2)
+
+
+@pytest.mark.parametrize("max_epochs", [1, 2])
+def test_nothing_left_to_resume_is_an_error(tmp_path, max_epochs):
+    Training(tmp_path).run(2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="finished 2 epochs"):
+        Training(tmp_path, resume=True).run(max_epochs)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_interrupted_save_leaves_the_previous_file(tmp_path, monkeypatch):
+    training = Training(tmp_path, losses=[2.0, 1.0]).run(1)
+    before = {name: (tmp_path / name).read_bytes() for name in ("checkpoint.pt", "model.pt")}
+    plain, calls = torch.save, []
+
+    def interrupted(content, path):
+        plain(content, path)
+        calls.append(path)
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.torch, "save", interrupted)
+    with pytest.raises(OSError, match="disk full"):
+        training.run(2)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save({}, tmp_path / "checkpoint.pt")
+    assert len(calls) == 2
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+    monkeypatch.undo()
+    assert Training(tmp_path, resume=True).run(2).epochs == [2]
+
+
+def test_save_leaves_nothing_but_the_file(tmp_path):
+    checkpoint.save({"a": torch.ones(2)}, tmp_path / "new" / "a.pt")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pt"]
+
+
+def kept(folder):
+    """Weights on disk, read as a stranger would read them."""
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def test_best_model_keeps_the_lowest(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    best, evaluator = BestModel(tmp_path / "model.pt", network, "error"), Engine(lambda e, b: None)
+    best.attach(evaluator)
+    # value of the metric, and which weights must be on disk afterwards; of equals the later
+    for number, (value, expected) in enumerate([(9, 0), (4, 1), (6, 1), (4, 3), (5, 3), (1, 5)]):
+        nn.init.constant_(network.weight, number)
+        validate(evaluator, value)
+        assert kept(tmp_path)["weight"].item() == expected
+    assert best.best == 1
+    nn.Linear(1, 1, bias=False).load_state_dict(kept(tmp_path))
+
+
+def test_best_model_prefers_what_it_is_told(tmp_path):
+    network, evaluator = nn.Linear(1, 1), Engine(lambda e, b: None)
+    best = BestModel(tmp_path / "model.pt", network, "error", better=lambda a, b: a > b)
+    best.attach(evaluator)
+    for value in (0.2, 0.7, 0.5):
+        validate(evaluator, value)
+    assert best.best == 0.7
+
+
+def test_best_model_never_prefers_nan(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    best, evaluator = BestModel(tmp_path / "model.pt", network, "error"), Engine(lambda e, b: None)
+    best.attach(evaluator)
+    # a validation set without heads has no error at all: the last weights are kept
+    expected = [(math.nan, 0), (math.nan, 1), (7.0, 2), (math.nan, 2), (8.0, 2), (6.0, 5)]
+    for number, (value, weight) in enumerate(expected):
+        nn.init.constant_(network.weight, number)
+        validate(evaluator, value)
+        assert kept(tmp_path)["weight"].item() == weight, number
+
+
+def test_best_survives_a_resume(tmp_path):
+    losses = [5.0, 2.0, 3.0, 1.0]
+    first = Training(tmp_path, losses=losses).run(2)
+    best = {name: value.clone() for name, value in first.network.state_dict().items()}
+    assert first.best_model.best == 2
+    second = Training(tmp_path, resume=True, losses=losses).run(3)
+    assert second.best_model.best == 2  # epoch 3 was worse than what was there before the break
+    assert all(torch.equal(kept(tmp_path)[name], value) for name, value in best.items())
+    third = Training(tmp_path, resume=True, losses=losses).run(4)
+    assert third.best_model.best == 1
+    weights = third.network.state_dict()
+    assert all(torch.equal(kept(tmp_path)[name], value) for name, value in weights.items())

@@ -1,0 +1,482 @@
+"""network.py: equivariance of the E3CNN and of the whole chain, batches, sizes, gradients."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from e3nn import o3
+from scipy.spatial.transform import Rotation
+from torch.nn import functional
+
+from scripts.crop import Box
+from scripts.network import (
+    E3CNN,
+    HeadPoseNet,
+    channels_to_space,
+    pool_axes,
+    reachable,
+    space_to_channels,
+)
+from symmetry import SYMMETRIES, move_field, move_voxels, relative_error
+
+TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1}
+TINY_CHAIN = {**TINY, "crop_size": 8, "localizer_channels": (4, 8, 8), "spacing_mm": 4.0}
+AUTHORS_SMALL = {"features": 2, "levels": 3, "convolutions": 2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+@pytest.fixture
+def use_dtype():
+    """Sets the type that networks are built in, as the constants of the kernels need."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+def blobs(rotations: torch.Tensor, size: int = 32, sigma: float = 3.0, seed: int = 0):
+    """Gaussian blobs in the middle of a crop, turned without interpolation: (n, 1, S, S, S)."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = functional.normalize(torch.randn(12, 3, generator=generator), dim=1)
+    centers = 0.25 * size * centers * torch.rand(12, 1, generator=generator) ** (1 / 3)
+    heights = torch.rand(12, generator=generator)
+    steps = torch.arange(size) - (size - 1) / 2
+    points = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), dim=-1)
+    distance2 = torch.stack(
+        [(points.unsqueeze(-2) - centers @ r.T.float()).square().sum(-1) for r in rotations]
+    )
+    return ((-distance2 / (2 * sigma**2)).exp() @ heights).unsqueeze(1)
+
+
+# E3CNN
+
+
+def cube_errors(net: E3CNN, side: int) -> dict[int, list[float]]:
+    """Relative errors of the field under the cube, of the rotations (1) and the others (-1)."""
+    x = torch.randn(1, 1, side, side, side)
+    with torch.no_grad():
+        field = net(x)
+        moved = net(torch.cat([move_voxels(x, g) for g in SYMMETRIES]))
+    errors = {1: [], -1: []}
+    for k, g in enumerate(SYMMETRIES):
+        sign = round(torch.linalg.det(g).item())
+        errors[sign].append(relative_error(moved[k : k + 1], move_field(field, g)))
+    return errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pool", ["average", "norm_max"])
+@pytest.mark.parametrize(
+    ("config", "side"), [({}, 12), (AUTHORS_SMALL, 8)], ids=["default", "small_authors"]
+)
+def test_field_is_equivariant_under_the_cube(config, side, pool, dtype, use_dtype):
+    use_dtype(dtype)
+    errors = cube_errors(E3CNN(**config, pool=pool).eval(), side)
+    assert len(errors[1]) == len(errors[-1]) == 24
+    assert max(errors[1] + errors[-1]) < TOLERANCE[dtype]
+
+
+def test_signed_maximum_breaks_the_reflections_of_the_field():
+    """Trap 1, in the whole network: rotations hold, none of the reflections does."""
+    errors = cube_errors(E3CNN(**AUTHORS_SMALL, pool="signed_max").eval(), 8)
+    assert max(errors[1]) < TOLERANCE[torch.float32]
+    assert min(errors[-1]) > 0.01
+
+
+def turned_field_error(config: dict, rotations: int = 4, seed: int = 0, **input_: float):
+    """Errors of the field when a smooth crop turns by arbitrary angles.
+
+    Relative L2 error, and median angle in degrees between the vectors, over the voxels in a ball
+    of 0.3 of the crop's side around its centre, (rotations, 2).
+    """
+    torch.manual_seed(seed)
+    net = E3CNN(**config).eval()
+    turns = torch.from_numpy(Rotation.random(rotations, random_state=seed).as_matrix()).float()
+    with torch.no_grad():
+        fields = [net(x[None]) for x in blobs(torch.cat([torch.eye(3)[None], turns]), **input_)]
+    side = fields[0].shape[-1]
+    steps = (torch.arange(side) + 0.5) / side * 2 - 1
+    points = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), dim=-1)
+    ball = points.norm(dim=-1) < 0.6
+    errors = []
+    for r, field in zip(turns, fields[1:], strict=True):
+        before = functional.grid_sample(
+            fields[0].flatten(1, 2), (points @ r).flip(-1)[None], align_corners=False
+        )
+        expected = torch.einsum("ij,bkjxyz->bkixyz", r, before.unflatten(1, (3, 3)))[..., ball]
+        found = field[..., ball]
+        angle = torch.cosine_similarity(found, expected, dim=2).clamp(-1, 1).acos().rad2deg()
+        relative = (found - expected).norm() / expected.norm()
+        errors.append(torch.stack([relative, angle.median()]))
+    return torch.stack(errors)
+
+
+def mirror(normal) -> torch.Tensor:
+    normal = functional.normalize(torch.tensor(normal, dtype=torch.float64), dim=0)
+    return torch.eye(3, dtype=torch.float64) - 2 * normal[:, None] * normal
+
+
+@pytest.mark.parametrize("normal", [(1.0, 0, 0), (0, 0, 1.0), (1.0, -1.0, 0), (0, 1.0, 1.0)])
+def test_axes_of_a_mirror_symmetric_crop(normal, use_dtype):
+    """e_x stands on the mirror, e_y and e_z lie in it (docs/method.md)."""
+    use_dtype(torch.float64)
+    g = mirror(normal)
+    normal = functional.normalize(torch.tensor(normal), dim=0)
+    x = torch.randn(1, 1, 12, 12, 12)
+    x = x + move_voxels(x, g.round())
+    with torch.no_grad():
+        field = E3CNN().eval()(x)
+    mean = field.flatten(3).mean(-1)[0]
+    right, others = functional.normalize(mean, dim=1)[0], mean[1:]
+    assert (right @ normal).abs().item() == pytest.approx(1, abs=1e-6)
+    assert (others @ normal).abs().max() < 1e-6 * others.norm(dim=1).min()
+    axes, _ = pool_axes(field)
+    along = (axes[0] @ normal).abs()
+    assert along[0].item() == pytest.approx(1, abs=1e-6) or along[0] < 1e-6  # an eigenvector
+    assert along[1:].max() < 1e-6
+
+
+def test_a_scalar_image_reaches_natural_parity_only():
+    net = E3CNN()
+    blocks = [net.stages[0][0], *net.stages[1][1:]]
+    first, second, third = ({(ir.l, ir.p) for _, ir in b.irreps_out} for b in blocks)
+    assert first == {(0, 1), (1, -1), (2, 1)}
+    assert third == {(degree, p) for degree in range(3) for p in (1, -1)}
+    assert second == third - {(0, -1)}  # a pseudoscalar needs a product of three
+    hidden = o3.Irreps("4x0e + 4x0o + 2x1e + 2x1o")
+    assert reachable(o3.Irreps("0e"), hidden, 2) == o3.Irreps("4x0e + 2x1o")
+    assert reachable(o3.Irreps("0e"), hidden, 0) == o3.Irreps("4x0e")
+    assert reachable(o3.Irreps("0e + 1o"), hidden, 1) == o3.Irreps("4x0e + 2x1e + 2x1o")
+
+
+def count_by_e3nn(config: dict) -> int:
+    """Parameters of the network, from the tensor products that e3nn would use."""
+    m, levels, convolutions = config["features"], config["levels"], config["convolutions"]
+    harmonics = o3.Irreps.spherical_harmonics(4)
+    irreps, total = o3.Irreps("0e"), 0
+
+    def convolution(a, b):
+        kernel = o3.FullyConnectedTensorProduct(
+            a, harmonics, b, shared_weights=False, compile_left_right=False
+        )
+        return 5 * kernel.weight_numel + o3.Linear(a, b).weight_numel
+
+    for level in range(levels):
+        n = m * 2**level
+        full = o3.Irreps(f"{4 * n}x0e + {4 * n}x0o + {2 * n}x1e + {2 * n}x1o + {n}x2e + {n}x2o")
+        for k in range(convolutions):
+            # an image has natural parity only; a pseudoscalar needs a product of three
+            missing = {0: ("0o", "1e", "2o"), 1: ("0o",)}.get(level * convolutions + k, ())
+            out = o3.Irreps([(mul, ir) for mul, ir in full if str(ir) not in missing])
+            gates = sum(mul for mul, ir in out if ir.l > 0)
+            before = (out + o3.Irreps([(gates, "0e")])).regroup()
+            scalars = sum(mul for mul, ir in before if ir.is_scalar())
+            total += convolution(irreps, before) + before.num_irreps + scalars
+            irreps = out
+    return total + convolution(irreps, o3.Irreps("1e + 2x1o"))
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"), [(AUTHORS_SMALL, None), ({**AUTHORS_SMALL, "levels": 5}, 635046)]
+)
+def test_the_authors_network_has_the_parameters_of_e3nn(config, parameters):
+    found = sum(p.numel() for p in E3CNN(**config, pool="signed_max").parameters())
+    assert found == count_by_e3nn(config)
+    assert parameters is None or found == parameters
+
+
+def test_default_network():
+    net = E3CNN()
+    assert sum(p.numel() for p in net.parameters()) == 30128
+    assert net(torch.randn(2, 1, 16, 16, 16)).shape == (2, 3, 3, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "out"),
+    [
+        ({"features": (1, 3), "levels": 2, "convolutions": (2, 1), "lmax": 1}, 6, 3),
+        ({"features": 1, "levels": 1, "convolutions": 1, "kernel_size": 3, "lmax": 3}, 5, 5),
+        ({"features": 1, "levels": 4, "convolutions": 1, "kernel_size": 3, "lmax": 1}, 16, 2),
+    ],
+)
+def test_architecture_is_in_the_arguments(config, side, out):
+    net = E3CNN(**config)
+    assert len(net.stages) == config["levels"]
+    assert net.out.kernel_size == config.get("kernel_size", 5)
+    degrees = {ir.l for _, ir in net.stages[-1][-1].irreps_out}
+    assert degrees == set(range(config["lmax"] + 1))
+    x = torch.randn(1, 1, side, side, side)
+    field = net(x)
+    assert field.shape == (1, 3, 3, out, out, out)
+    turn = SYMMETRIES[17]
+    assert relative_error(net(move_voxels(x, turn)), move_field(field, turn)) < 1e-4
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"pool must be one of .*'average'.*got 'max'"):
+        E3CNN(**TINY, pool="max")
+    with pytest.raises(ValueError, match="each of the 3 levels"):
+        E3CNN(features=(1, 2), levels=3)
+    with pytest.raises(ValueError, match="each of the 2 levels"):
+        E3CNN(features=1, levels=2, convolutions=(1, 1, 1))
+    with pytest.raises(ValueError, match="odd"):
+        E3CNN(**TINY, kernel_size=4)
+
+
+@pytest.mark.parametrize("side", [6, 9, 31])
+def test_wrong_crops_are_refused(side):
+    """Trap 11: no level may halve an odd grid."""
+    with pytest.raises(ValueError, match=f"multiple of 4 .*{side}"):
+        E3CNN(features=1, levels=3, convolutions=1, lmax=1)(torch.zeros(1, 1, side, side, side))
+
+
+def test_pool_axes_ignores_the_sign_of_e_x_at_every_voxel():
+    """Trap 3: every voxel counts, whatever its sign and length."""
+    rotation = torch.from_numpy(Rotation.random(random_state=5).as_matrix())
+    noise = torch.randn(1, 3, 3, 4, 4, 4, dtype=torch.float64)
+    field = rotation.T.reshape(1, 3, 3, 1, 1, 1) + 0.05 * noise
+    signs = torch.randn(1, 1, 1, 4, 4, 4).sign().double()
+    lengths = 10 ** torch.randn(1, 3, 1, 4, 4, 4).double()
+    axes, confidence = pool_axes(field)
+    field[:, :1] *= signs[:, None]
+    again, same = pool_axes(field * lengths)
+    axes[:, 0] *= (axes[:, 0] * again[:, 0]).sum(-1).sign()
+    torch.testing.assert_close(again, axes)
+    torch.testing.assert_close(same, confidence)
+    assert 0.95 < confidence.item() < 1
+    assert (axes[0] @ rotation).diagonal().abs().min() > 0.99
+    assert pool_axes(noise)[1].item() < 0.4
+    assert pool_axes(torch.zeros(1, 3, 3, 2, 2, 2))[1].item() == pytest.approx(0, abs=1e-6)
+
+
+# HeadPoseNet
+
+
+def test_space_to_channels_round_trip():
+    x = torch.randn(2, 3, 4, 6, 8)
+    blocks = space_to_channels(x)
+    assert blocks.shape == (2, 24, 2, 3, 4)
+    torch.testing.assert_close(blocks[1, 8:16, 1, 2, 0], x[1, 1, 2:4, 4:6, 0:2].flatten())
+    assert channels_to_space(blocks).equal(x)
+
+
+def intensity_as_logits(volume):
+    """Stand-in for a trained localizer, equivariant: the bright is brain, the brightest eyes."""
+    return torch.cat([torch.full_like(volume, 0.35), volume, 2 * volume - 0.95], dim=1)
+
+
+@pytest.fixture
+def chain(monkeypatch):
+    """Builds a HeadPoseNet with the stand-in for its localizer."""
+
+    def build(**config):
+        net = HeadPoseNet(**{"min_brain_ml": 1.0, **config}).eval()
+        monkeypatch.setattr(net, "localize", intensity_as_logits)
+        return net
+
+    return build
+
+
+def heads(shape=(18, 23, 20), batch: int = 1, seed: int = 0):
+    """Lumpy brains of about 100 ml with dim surroundings, (batch, 1, x, y, z), off the centre."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in shape]
+    points = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1)
+    volumes = []
+    for _ in range(batch):
+        middle = 6 * torch.randn(3, generator=generator)
+        volume = 0.1 * torch.rand(shape, generator=generator)
+        for _ in range(6):
+            center = middle + 10 * torch.randn(3, generator=generator)
+            distance2 = (points - center).square().sum(-1)
+            volume += 0.5 * torch.exp(-distance2 / (2 * 11.0**2))
+        volumes.append(volume)
+    return torch.stack(volumes).unsqueeze(1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("config", [{"crop_size": 16}, {**AUTHORS_SMALL, "crop_size": 8}])
+def test_pose_turns_with_the_volume(config, dtype, chain, use_dtype):
+    """The whole chain under the cube: p_grid' = g p_grid, and a mirrored head is a head again."""
+    use_dtype(dtype)
+    net, volume, tolerance = chain(**config), heads(), TOLERANCE[dtype]
+    with torch.no_grad():
+        before = net.predict(volume)
+        assert before.confidence > 0.01  # a frame that is defined
+        for first in range(0, 48, 8):  # eight symmetries that give volumes of one shape
+            group = [g.to(volume) for g in SYMMETRIES[first : first + 8]]
+            after = net.predict(torch.cat([move_voxels(volume, g) for g in group]))
+            g, pose, turned = torch.stack(group), before.head_to_grid[0], after.head_to_grid
+            mirror = torch.ones(8, 1, 3).to(volume)
+            mirror[:, 0, 0] = torch.linalg.det(g)
+            rotation = g @ pose[:3, :3] * mirror
+            torch.testing.assert_close(turned[:, :3, :3], rotation, atol=tolerance, rtol=0)
+            origin = g @ pose[:3, 3]
+            torch.testing.assert_close(turned[:, :3, 3], origin, atol=10 * tolerance, rtol=0)
+            confidence = before.confidence.expand(8)
+            torch.testing.assert_close(after.confidence, confidence, atol=tolerance, rtol=0)
+            assert after.brain_volume_ml.equal(before.brain_volume_ml.expand(8))
+            assert after.label.equal(torch.cat([move_voxels(before.label, g) for g in group]))
+
+
+def test_pose_is_rigid_and_centred_on_the_brain(chain):
+    net, volume = chain(**TINY_CHAIN), heads(batch=2)
+    with torch.no_grad():
+        pose, confidence, volume_ml, label = net.predict(volume)
+        assert net(volume).equal(pose)
+    assert pose.shape == (2, 4, 4)
+    assert label.shape == volume.shape
+    assert label.dtype == torch.uint8
+    assert set(label.unique().tolist()) == {0, 1, 2}
+    eye = torch.eye(3).expand(2, 3, 3)
+    torch.testing.assert_close(pose[:, :3, :3] @ pose[:, :3, :3].mT, eye, atol=1e-5, rtol=0)
+    assert torch.linalg.det(pose[:, :3, :3]).gt(0).all()
+    assert pose[:, 3].equal(torch.tensor([[0.0, 0, 0, 1]] * 2))
+    for k in range(2):
+        voxels = (label[k, 0] == 1).nonzero().float()
+        center = 4.0 * (voxels.mean(0) - (torch.tensor(volume.shape[2:]) - 1) / 2)
+        torch.testing.assert_close(pose[k, :3, 3], center, atol=1e-3, rtol=0)
+        assert volume_ml[k].item() == pytest.approx(len(voxels) * 0.064, rel=1e-5)
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+
+
+def test_a_batch_is_a_loop(chain):
+    """Trap 4, for the whole chain and for the localizer, which the chain here replaces."""
+    net, volumes = chain(**TINY_CHAIN), heads(batch=3)
+    localizer = HeadPoseNet(**TINY_CHAIN).eval()
+    with torch.no_grad():
+        together = net.predict(volumes)
+        logits = localizer.localize(volumes)
+        for k in range(3):
+            alone = net.predict(volumes[k : k + 1])
+            for name, value in alone._asdict().items():
+                torch.testing.assert_close(
+                    getattr(together, name)[k : k + 1], value, atol=1e-3, rtol=1e-4, msg=name
+                )
+            torch.testing.assert_close(
+                logits[k : k + 1], localizer.localize(volumes[k : k + 1]), atol=1e-4, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.2, "small"])
+def test_no_head_is_no_pose_and_no_harm(empty, chain):
+    """Trap 8: one volume without a head leaves the others of the batch as they are."""
+    net, volumes = chain(**TINY_CHAIN), heads(batch=3)
+    with torch.no_grad():
+        before = net.predict(volumes)
+        if empty == "small":
+            volumes[1] = 0
+            volumes[1, 0, 4:6, 4:6, 4:6] = 0.5  # half a ml
+        else:
+            volumes[1] = empty
+        found = net.predict(volumes)
+        alone = net.predict(volumes[1:2])
+    assert found.head_to_grid[1].isnan().all()
+    assert found.confidence[1] == 0
+    assert found.brain_volume_ml[1].item() == pytest.approx(0.512 if empty == "small" else 0)
+    assert alone.head_to_grid.isnan().all()
+    for k in (0, 2):
+        for after, value in zip(found, before, strict=True):
+            torch.testing.assert_close(after[k], value[k])
+    assert before.head_to_grid.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(9, 17, 33), (16, 8, 24), (31, 5, 12), (8, 8, 8), (5, 4, 6), (1, 1, 1)]
+)
+def test_volumes_of_any_size(shape):
+    net = HeadPoseNet(**TINY_CHAIN, min_brain_ml=0.0).eval()
+    volume = torch.rand(2, 1, *shape)
+    with torch.no_grad():
+        assert net.localize(volume).shape == (2, 3, *shape)
+        found = net.predict(volume)
+    assert found.label.shape == (2, 1, *shape)
+    assert found.head_to_grid.shape == (2, 4, 4)
+    assert found.confidence.isfinite().all()
+
+
+def forward_with_box(net):
+    box = Box(torch.tensor([[5.0, -4.0, 3.0], [0.0, 0.0, 8.0]]), torch.tensor([60.0, 70.0]))
+    return net(heads(batch=2), box)
+
+
+def test_training_forward_gives_logits_and_field():
+    net = HeadPoseNet(**TINY_CHAIN)
+    logits, field = forward_with_box(net)
+    assert logits.shape == (2, 3, 18, 23, 20)
+    assert field.shape == (2, 3, 3, 4, 4, 4)
+
+
+@pytest.mark.parametrize("config", [{}, {**TINY_CHAIN, "pool": "norm_max"}])
+def test_gradients_reach_every_parameter(config):
+    net = HeadPoseNet(**config)
+    logits, field = forward_with_box(net)
+    ((logits * torch.randn_like(logits)).sum() + (field * torch.randn_like(field)).sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+    for name, parameter in net.rotation.named_parameters():
+        if name.endswith("conv.weight"):
+            # the first radial function lives at the centre tap, where harmonics l > 0 vanish
+            assert (parameter.grad[1:] != 0).all(), name
+        assert parameter.grad.abs().max() > 1e-4, name
+
+
+def test_losses_of_the_two_parts_share_no_parameter():
+    net = HeadPoseNet(**TINY_CHAIN)
+    logits, _ = forward_with_box(net)
+    logits.square().sum().backward()
+    assert all(p.grad is None for p in net.rotation.parameters())
+    net.zero_grad()
+    forward_with_box(net)[1].square().sum().backward()
+    assert all(p.grad is None for p in net.localizer.parameters())
+
+
+def test_train_and_eval_agree():
+    net = HeadPoseNet(**TINY_CHAIN)
+    with torch.no_grad():
+        trained = forward_with_box(net.train())
+        evaluated = forward_with_box(net.eval())
+        cached = forward_with_box(net)
+    for a, b, c in zip(trained, evaluated, cached, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        assert b.equal(c)
+
+
+def outputs(net):
+    with torch.no_grad():
+        return forward_with_box(net)
+
+
+def test_state_dict_holds_weights_only():
+    net = HeadPoseNet(**TINY_CHAIN).eval()
+    outputs(net)  # a kept kernel is no weight
+    state = net.state_dict()
+    assert list(state) == [name for name, _ in net.named_parameters()]
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = HeadPoseNet(**TINY_CHAIN).eval()
+    assert not outputs(other)[1].equal(outputs(net)[1])
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for a, b in zip(outputs(other), outputs(net), strict=True):
+        assert a.equal(b)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_are_whole_and_apart(duplicate):
+    net = HeadPoseNet(**TINY_CHAIN).eval()
+    expected = outputs(net)
+    twin = duplicate(net)
+    for a, b in zip(outputs(twin), expected, strict=True):
+        assert a.equal(b)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert outputs(twin)[1].eq(0).all()
+    for a, b in zip(outputs(net), expected, strict=True):
+        assert a.equal(b)

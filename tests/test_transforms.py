@@ -1,0 +1,306 @@
+"""transforms.py: where landmarks land on the working grid, which files are refused, and how."""
+
+from __future__ import annotations
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine, save_nifti
+from scripts import transforms
+from scripts.crop import brain_box
+from scripts.geometry import grid_to_world
+from scripts.loss import UNKNOWN
+from scripts.transforms import (
+    TYPICAL_BRAIN_MM,
+    HeadBoxd,
+    HeadToGridd,
+    LoadVolumed,
+    ToWorkingGridd,
+    VolumeError,
+)
+
+SPACING_MM = 4.0
+
+
+def to_grid(entry, label_key="label"):
+    """What the configs do to every file: load, then resample."""
+    loaded = LoadVolumed(["image", "label"], allow_missing_keys=True)(entry)
+    return ToWorkingGridd(label_key=label_key, spacing_mm=SPACING_MM)(loaded)
+
+
+@pytest.fixture
+def volume():
+    return np.random.default_rng(1).random((20, 22, 24)).astype(np.float32)
+
+
+def test_landmarks_land_where_the_pose_says(landmark_case):
+    d = HeadToGridd(spacing_mm=SPACING_MM)(to_grid(landmark_case))
+    assert d["has_head"] == 1
+    assert d["head_to_grid"].dtype == torch.float32
+    assert "head_to_world" not in d
+    found = find_landmarks(d["image"][0].numpy(), SPACING_MM)
+    pose = d["head_to_grid"].double().numpy()
+    error_mm = np.linalg.norm(found - (LANDMARKS @ pose[:3, :3].T + pose[:3, 3]), axis=1)
+    assert error_mm.max() < 1
+
+
+def test_every_storage_order_gives_one_pose_in_the_world(landmark_case):
+    d = HeadToGridd(spacing_mm=SPACING_MM)(to_grid(landmark_case))
+    image = d["image"]
+    to_world = grid_to_world(image.affine, image.shape[1:], SPACING_MM)
+    found = to_world @ d["head_to_grid"].double()
+    np.testing.assert_allclose(found, landmark_case["head_to_world"], atol=1e-4)
+
+
+def test_working_grid_is_right_handed_isotropic_and_scaled(landmark_case):
+    image = to_grid(landmark_case)["image"]
+    linear = np.asarray(image.affine)[:3, :3]
+    np.testing.assert_allclose(linear.T @ linear, SPACING_MM**2 * np.eye(3), atol=1e-4)
+    assert np.linalg.det(linear) > 0
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert (image.min().item(), image.max().item()) == (0.0, 1.0)
+    assert image.shape[0] == 1
+
+
+def test_composed_by_monai_it_is_the_same(landmark_case):
+    chain = Compose(
+        [LoadVolumed(["image", "label"]), ToWorkingGridd(spacing_mm=SPACING_MM), HeadToGridd()]
+    )
+    ours = HeadToGridd()(to_grid(landmark_case))
+    composed = chain(landmark_case)
+    torch.testing.assert_close(composed["head_to_grid"], ours["head_to_grid"])
+    assert torch.equal(composed["image"].as_tensor(), ours["image"].as_tensor())
+
+
+def test_intensities_are_clipped_at_the_percentiles(tmp_path, volume):
+    volume[5, 6, 7] = 1e6  # one hot voxel must not darken all others
+    d = to_grid({"image": save_nifti(tmp_path / "a.nii.gz", volume)}, label_key=None)
+    assert d["image"].max() == 1
+    assert 0.3 < d["image"].mean() < 0.7
+
+
+def halves(tmp_path, wave_amplitude):
+    """A ramp along z of 1 mm voxels, with a 1 mm checkerboard over one half."""
+    x, y, z = np.meshgrid(*(np.arange(48),) * 3, indexing="ij")
+    ramp = z / 47.0
+    board = wave_amplitude * (1 - 2 * ((x + y + z) % 2)) * (x < 24)
+    path = tmp_path / f"wave{wave_amplitude}.nii.gz"
+    d = to_grid({"image": save_nifti(path, (ramp + board).astype(np.float32), np.eye(4))}, None)
+    return d["image"][0].numpy()
+
+
+def board_left(tmp_path):
+    """Largest change that the checkerboard makes, away from where it ends and from the border."""
+    difference = halves(tmp_path, 0.5) - halves(tmp_path, 0.0)
+    return max(np.abs(difference[2:4]).max(), np.abs(difference[8:10]).max())
+
+
+def test_fine_pattern_does_not_alias(tmp_path, monkeypatch):
+    assert board_left(tmp_path) < 0.03
+    # without the smoothing every fourth voxel has the same sign, and one half looks brighter
+    monkeypatch.setattr(transforms, "GaussianSmooth", lambda sigma: lambda image: image)
+    assert board_left(tmp_path) > 0.2
+
+
+def test_labels_stay_labels_and_stay_on_the_head(tmp_path):
+    entry = labelled_case(tmp_path)
+    d = HeadToGridd()(to_grid(entry))
+    assert set(d["label"].unique().tolist()) == {0, 1, 2}
+    assert d["label"].shape == d["image"].shape
+    np.testing.assert_allclose(d["label"].affine, d["image"].affine)
+    box, _ = brain_box(d["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
+    assert (box.center_mm[0] - d["head_to_grid"][:3, 3]).norm() < 1
+
+
+def test_absent_label_is_unknown(tmp_path, volume):
+    d = to_grid({"image": save_nifti(tmp_path / "a.nii.gz", volume)})
+    assert d["label"].shape == d["image"].shape
+    assert (d["label"] == UNKNOWN).all()
+    np.testing.assert_allclose(d["label"].affine, d["image"].affine)
+
+
+@pytest.mark.parametrize("what", ["shape", "affine", "values"])
+def test_wrong_label_is_refused_by_name(tmp_path, volume, what):
+    label, affine = np.zeros(volume.shape, dtype=np.int16), np.diag([3.0, 3.0, 3.0, 1.0])
+    if what == "shape":
+        label = label[:-1]
+    elif what == "affine":
+        affine[0] *= -1  # the mirrored grid has the same shape
+    else:
+        label[3, 3, 3] = 3
+    entry = {
+        "image": save_nifti(tmp_path / "a.nii.gz", volume),
+        "label": save_nifti(tmp_path / "a_label.nii.gz", label, affine),
+    }
+    message = "0, 1 or 2, got .*3" if what == "values" else "grid is not the image's"
+    with pytest.raises(ValueError, match=f"a_label.nii.gz.*{message}"):
+        to_grid(entry)
+
+
+def _write_bad(path, what, volume):
+    """Write one kind of broken file."""
+    if what in ("nan", "infinite"):
+        volume[3, 4, 5] = np.nan if what == "nan" else -np.inf
+    good = {
+        "nan": volume,
+        "infinite": volume,
+        "2D": volume[0],
+        "one slice": volume[:1],
+        "two frames": np.stack([volume, volume], axis=-1),
+        "two channels": np.stack([volume, volume], axis=-1)[..., None, :],
+        "zeros": np.zeros_like(volume),
+        "constant": np.full_like(volume, 7),
+        "one bright voxel": np.where(np.arange(volume.size) == 5000, 900.0, 0.0)
+        .reshape(volume.shape)
+        .astype(np.float32),
+    }
+    if what in good:
+        save_nifti(path, good[what])
+    elif what == "text":
+        path.write_text("no image at all\n")
+    elif what == "no bytes":
+        path.write_bytes(b"")
+    elif what == "text in gzip":
+        path.write_bytes(gzip.compress(b"no image at all\n" * 100))
+    else:
+        save_nifti(path, volume)
+        content = path.read_bytes()
+        if what == "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        else:
+            path.write_bytes(content[:200] + b"\x00\xff" * 400 + content[1000:])
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ("text", "unreadable"),
+        ("text in gzip", "unreadable"),
+        ("no bytes", "unreadable"),
+        ("truncated", "unreadable"),
+        ("broken gzip", "unreadable"),
+        ("2D", "not_3d"),
+        ("one slice", "not_3d"),
+        ("two frames", "not_3d"),
+        ("two channels", "not_3d"),
+        ("nan", "not_finite"),
+        ("infinite", "not_finite"),
+        ("zeros", "empty"),
+        ("constant", "empty"),
+        ("one bright voxel", "empty"),
+    ],
+)
+def test_bad_volumes_have_a_status_and_a_name(tmp_path, volume, what, status):
+    path = tmp_path / "bad.nii.gz"
+    _write_bad(path, what, volume)
+    with pytest.raises(VolumeError, match=r"bad\.nii\.gz") as caught:
+        to_grid({"image": str(path)})
+    assert caught.value.status == status
+
+
+def test_missing_and_truncated_uncompressed_files_are_unreadable(tmp_path, volume):
+    path = tmp_path / "cut.nii"
+    save_nifti(path, volume)
+    path.write_bytes(path.read_bytes()[:20000])
+    for name in ("cut.nii", "missing.nii"):
+        with pytest.raises(VolumeError, match=name) as caught:
+            to_grid({"image": str(tmp_path / name)})
+        assert caught.value.status == "unreadable"
+
+
+def test_singular_affine_is_unreadable(tmp_path, volume):
+    header = nib.Nifti1Image(volume, np.eye(4)).header
+    header["sform_code"], header["qform_code"] = 1, 0
+    header["srow_y"], header["srow_z"] = [0, 1, 1, 0], 0  # j and k run along one line
+    path = tmp_path / "flat.nii"
+    nib.save(nib.Nifti1Image(volume, None, header), path)
+    with pytest.raises(VolumeError, match=r"flat\.nii") as caught:
+        to_grid({"image": str(path)})
+    assert caught.value.status == "unreadable"
+
+
+def test_one_frame_is_a_volume(tmp_path, volume):
+    frames = to_grid({"image": save_nifti(tmp_path / "4d.nii.gz", volume[..., None])})
+    plain = to_grid({"image": save_nifti(tmp_path / "3d.nii.gz", volume)})
+    assert torch.equal(frames["image"].as_tensor(), plain["image"].as_tensor())
+    np.testing.assert_allclose(frames["image"].affine, plain["image"].affine)
+
+
+def grid_entry(pose, shape=(10, 12, 14), **more):
+    affine = torch.from_numpy(make_affine("RAS", (4.0, 4.0, 4.0), 10.0, shape))
+    return {"image": MetaTensor(torch.zeros(1, *shape), affine=affine), **more} | (
+        {} if pose is ... else {"head_to_world": pose}
+    )
+
+
+@pytest.mark.parametrize("pose", [None, ...])
+def test_volume_without_head(pose):
+    d = HeadToGridd()(grid_entry(pose))
+    assert d["has_head"] == 0
+    assert torch.equal(d["head_to_grid"], torch.eye(4))
+    assert "head_to_world" not in d
+
+
+@pytest.mark.parametrize(
+    "factor", [np.diag([-1.0, 1, 1, 1]), np.diag([1.01, 1, 1, 1]), np.full((4, 4), np.nan)]
+)
+def test_pose_that_is_not_rigid_is_refused(factor):
+    entry = grid_entry((head_pose() @ factor).tolist(), subject="sub-07")
+    with pytest.raises(ValueError, match="sub-07"):
+        HeadToGridd()(entry)
+
+
+def test_head_to_grid_refuses_another_spacing(tmp_path):
+    d = grid_entry(head_pose().tolist())
+    d["image"].affine[:3, 2] *= 1.5
+    with pytest.raises(ValueError, match="rigid"):
+        HeadToGridd()(d)
+
+
+@pytest.fixture
+def head(tmp_path):
+    return HeadToGridd()(to_grid(labelled_case(tmp_path)))
+
+
+def test_box_is_that_of_the_mask(head):
+    d = HeadBoxd(fill=0.6)(head)
+    box, _ = brain_box(head["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
+    assert torch.equal(d["center_mm"], box.center_mm[0])
+    assert torch.equal(d["side_mm"], box.side_mm[0])
+    # and what it should be: the sphere of 27 mm around the head's origin
+    assert (d["center_mm"] - head["head_to_grid"][:3, 3]).norm() < 1
+    assert d["side_mm"].item() == pytest.approx(54 / 0.6, rel=0.02)
+    assert d["center_mm"].shape == (3,)
+    assert d["side_mm"].shape == ()
+
+
+def test_box_jitter_fills_its_bounds(head):
+    plain = HeadBoxd()(head)
+    jitter = HeadBoxd(shift=0.05, scale=0.1).set_random_state(0)
+    boxes = [jitter(head) for _ in range(300)]
+    shift = torch.stack([(b["center_mm"] - plain["center_mm"]) / plain["side_mm"] for b in boxes])
+    scale = torch.stack([b["side_mm"] / plain["side_mm"] - 1 for b in boxes])
+    for values, bound in ((shift, 0.05), (scale, 0.1)):
+        assert values.abs().max() <= bound + 1e-6
+        assert values.min(0).values.max() < -0.9 * bound
+        assert values.max(0).values.min() > 0.9 * bound
+    again = HeadBoxd(shift=0.05, scale=0.1).set_random_state(0)(head)
+    assert torch.equal(again["center_mm"], boxes[0]["center_mm"])
+
+
+@pytest.mark.parametrize("value", [0, 2, UNKNOWN])
+def test_box_without_a_brain_stands_at_the_pose(head, value):
+    head["label"] = torch.full_like(head["label"], value)
+    d = HeadBoxd(fill=0.6)(head)
+    assert torch.equal(d["center_mm"], head["head_to_grid"][:3, 3])
+    assert d["side_mm"].item() == pytest.approx(TYPICAL_BRAIN_MM / 0.6)
+    jittered = HeadBoxd(shift=0.05)(head)
+    assert not torch.equal(jittered["center_mm"], d["center_mm"])
+    # the jitter does not write into the pose
+    assert torch.equal(d["center_mm"], head["head_to_grid"][:3, 3])
