@@ -216,7 +216,7 @@ class RandSliceMotiond(RandomizableTransform, MapTransform):
             moved = move_slices(
                 image, axis, steps[:, :3], steps[:, 3:], center, self.spacing_mm, mode
             )
-            d[key] = MetaTensor(moved, affine=image.affine, meta=image.meta)
+            d[key] = MetaTensor(moved, meta=image.meta)
         return d
 
 

@@ -47,7 +47,8 @@ class CaseMetric(CumulativeIterationMetric):
         if not len(values):
             return torch.tensor(torch.nan)
         if self.summary == "median":
-            return values.quantile(0.5) if values.isfinite().all() else values.median()
+            values = values.sort().values  # quantile has no use for infinities
+            return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
         if self.summary == "mean":
             return values.mean()
         return (values > self.summary).float().mean()
@@ -151,6 +152,11 @@ def labels(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 def confidences(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(confidence, has_head)."""
     return output[CommonKeys.PRED]["confidence"], output[CommonKeys.LABEL]["has_head"]
+
+
+def training_loss(output: Mapping[str, Any]) -> float:
+    """Loss of the last step, from a trainer's output."""
+    return output[CommonKeys.LOSS].item()
 
 
 def lower_is_better(current: float, previous: float) -> bool:

@@ -207,7 +207,8 @@ class HeadPoseNet(nn.Module):
         unlike pooling it keeps the small eyes.
         """
         shape = volume.shape[2:]
-        padding = [p for n in reversed(shape) for p in (0, -n % self._multiple)]
+        m = self._multiple  # at least two: instance norm needs more than one voxel at the bottom
+        padding = [p for n in reversed(shape) for p in (0, max(-n % m, 2 * m - n))]
         blocks = space_to_channels(functional.pad(volume, padding))
         logits = channels_to_space(self.localizer(blocks))
         return logits[..., : shape[0], : shape[1], : shape[2]]
