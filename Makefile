@@ -7,7 +7,7 @@ EPOCHS ?= 12
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")
 
-.PHONY: setup train test lint
+.PHONY: setup train test lint benchmark
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,9 @@ train: setup
 		--load_weights False --output_dir $(OUTPUT)/untrained
 	cd bundle && $(BIN)/python -m scripts.report $(OUTPUT)/untrained/cases.csv \
 		$(OUTPUT)/trained/cases.csv --picture $(OUTPUT)/errors.png
+
+benchmark: setup
+	cd bundle && $(BIN)/python -m scripts.benchmark
 
 lint: setup
 	$(BIN)/ruff check .

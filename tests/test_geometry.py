@@ -25,8 +25,7 @@ def test_quaternion_matches_scipy_and_is_uniform():
     ours = g.quaternion_to_rotation(torch.from_numpy(quaternions))
     expected = Rotation.from_quat(quaternions[:, [1, 2, 3, 0]]).as_matrix()
     np.testing.assert_allclose(ours, expected, atol=1e-12)
-    # the angle of a uniform rotation has density (1 - cos) / pi: mean 126.5 degrees. Uniform Euler
-    # angles give about 116.
+    # the angle of a uniform rotation has density (1 - cos) / pi: mean 126.5 degrees
     angles = g.geodesic_deg(torch.eye(3, dtype=torch.float64), ours)
     assert angles.mean().item() == pytest.approx(np.degrees(np.pi / 2 + 2 / np.pi), abs=1.5)
 

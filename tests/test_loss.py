@@ -122,7 +122,7 @@ def test_gradient_leads_to_the_truth():
     rotation = random_rotations(2, 8)
     field = random_field().requires_grad_()
     optimizer = torch.optim.Adam([field], lr=0.1)
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = AxisFieldLoss()(field, rotation).sum()
         loss.backward()

@@ -45,6 +45,8 @@ def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected sections, got a {type(content).__name__}")
     if section not in content:
         raise ValueError(f"{path}: no section {section!r}, only {sorted(content)}")
     entries = []
@@ -69,7 +71,7 @@ def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str
 
 
 def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Entries for every .nii and .nii.gz in a folder, sorted by name.
+    """Entries for every .nii and .nii.gz in a folder but hidden ones, sorted by name.
 
     Two files of the same case (a.nii and a.nii.gz) are told apart by their whole names.
     FileNotFoundError if the folder is not there or holds no such file.
@@ -77,7 +79,11 @@ def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    paths = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.is_file())
+    paths = sorted(
+        p
+        for p in folder.iterdir()
+        if p.name.endswith(SUFFIXES) and p.is_file() and p.name[0] != "."
+    )
     if not paths:
         raise FileNotFoundError(f"{folder}: no .nii or .nii.gz file in this folder")
     names = [case_name(path) for path in paths]

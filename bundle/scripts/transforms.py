@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     GaussianSmooth,
-    LoadImaged,
     MapTransform,
     Orientationd,
     RandomizableTransform,
@@ -47,7 +47,9 @@ class VolumeError(ValueError):
 class LoadVolumed(MapTransform):
     """Load NIfTI files as (1, i, j, k) float32 with their affine; refuse what is not one volume.
 
-    A fourth axis of length one is dropped. Raises VolumeError, whose message names the file.
+    nibabel itself, not MONAI's reader: that one replaces an affine which disagrees with the voxel
+    sizes in the header, and the world is what nibabel says it is. A fourth axis of length one is
+    dropped. Raises VolumeError, whose message names the file.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
@@ -55,24 +57,24 @@ class LoadVolumed(MapTransform):
         for key in self.key_iterator(d):
             path = d[key]
             try:
-                image = LoadImaged(keys=[key], image_only=True, ensure_channel_first=False)(d)[key]
-            except Exception as error:  # nibabel and MONAI raise many types for a broken file
+                source: Any = nib.load(path)
+                values = np.asarray(source.dataobj, dtype=np.float32)
+                affine = np.asarray(source.affine, dtype=np.float64)
+            except Exception as error:  # nibabel raises many types for a broken file
+                message = f"{path}: cannot be read as NIfTI: {error}"
+                raise VolumeError("unreadable", message) from error
+            if values.ndim == 4 and values.shape[3] == 1:
+                values = values[..., 0]
+            if values.ndim != 3 or min(values.shape) < 2:
                 raise VolumeError(
-                    "unreadable", f"{path}: cannot be read as NIfTI: {error}"
-                ) from error
-            if image.ndim == 4 and image.shape[3] == 1:
-                image = image[..., 0]
-            if image.ndim != 3 or min(image.shape) < 2:
-                raise VolumeError(
-                    "not_3d", f"{path}: expected one 3D volume, got shape {tuple(image.shape)}"
+                    "not_3d", f"{path}: expected one 3D volume, got shape {values.shape}"
                 )
-            if not torch.isfinite(image).all():
+            if not np.isfinite(values).all():
                 raise VolumeError("not_finite", f"{path}: has voxels that are NaN or infinite")
-            if abs(np.linalg.det(np.asarray(image.affine)[:3, :3])) < 1e-6:
-                raise VolumeError(
-                    "unreadable", f"{path}: singular affine {np.asarray(image.affine).tolist()}"
-                )
-            d[key] = image.unsqueeze(0)
+            if not abs(np.linalg.det(affine[:3, :3])) > 1e-6:
+                raise VolumeError("unreadable", f"{path}: singular affine {affine.tolist()}")
+            meta = {"affine": torch.from_numpy(affine), "filename_or_obj": str(path)}
+            d[key] = MetaTensor(torch.from_numpy(values).unsqueeze(0), meta=meta)
         return d
 
 
