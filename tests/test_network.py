@@ -25,7 +25,13 @@ from symmetry import SYMMETRIES, move_field, move_voxels, relative_error
 
 TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1}
 TINY_CHAIN = {**TINY, "crop_size": 8, "localizer_channels": (4, 8, 8), "spacing_mm": 4.0}
-AUTHORS_SMALL = {"features": 2, "levels": 3, "convolutions": 2}
+AUTHORS_SMALL = {
+    "features": 2,
+    "levels": 3,
+    "convolutions": 2,
+    "num_radial": 5,
+    "radius": 2.5,
+}
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -123,11 +129,11 @@ def test_field_follows_arbitrary_angles():
     """Between the angles of the cube the lattice shows; unrelated fields differ by 90 degrees."""
     shallow = turned_field_error({"features": 2, "levels": 1, "convolutions": 2}, size=25)
     print("one level:", shallow)
-    assert shallow["relative"] < 0.25
-    assert shallow["polar_deg"] < 10
+    assert shallow["relative"] < 0.12
+    assert shallow["polar_deg"] < 5
     default = turned_field_error({}, size=28)
     print("default:", default)
-    assert default["polar_deg"] < 45
+    assert default["polar_deg"] < 25
 
 
 def mirror(normal) -> torch.Tensor:
@@ -206,7 +212,7 @@ def test_the_authors_network_has_the_parameters_of_e3nn(config, parameters):
 
 def test_default_network():
     net = E3CNN()
-    assert sum(p.numel() for p in net.parameters()) == 30128
+    assert sum(p.numel() for p in net.parameters()) == 19032
     assert net(torch.randn(2, 1, 16, 16, 16)).shape == (2, 3, 3, 4, 4, 4)
 
 

@@ -51,7 +51,9 @@ def randomize(module):
     ],
 )
 def test_kernel_is_that_of_e3nn(irreps_in, irreps_out, size, lmax):
-    conv = s.SteerableConv(irreps_in, irreps_out, kernel_size=size, lmax=lmax, num_radial=5)
+    conv = s.SteerableConv(
+        irreps_in, irreps_out, kernel_size=size, lmax=lmax, num_radial=5, radius=size / 2
+    )
     harmonics = o3.Irreps.spherical_harmonics(lmax)
     product = o3.FullyConnectedTensorProduct(
         irreps_in, harmonics, irreps_out, shared_weights=False, compile_right=True

@@ -14,26 +14,30 @@ BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
 class AxisFieldLoss(nn.Module):
     """Distance of a field of axes from the true frame, blind to the sign of e_x.
 
-    Sum of a term per voxel and a term on the pooled axes. With n the unit vectors of the field,
+    A term per voxel and a term on the pooled axes. With v the vectors of the field and n their
+    directions,
 
-        voxel  = mean_v [ (1 - |n_x . e_x|) + (1 - n_y . e_y) + (1 - n_z . e_z) ]
-        pooled = (1 - mean_v (n_x . e_x)^2)
-                 + (1 - cos(mean_v n_y, e_y)) + (1 - cos(mean_v n_z, e_z))
+        voxel  = mean [ (1 - |n_x . e_x|) + (1 - n_y . e_y) + (1 - n_z . e_z) ]
+        pooled = 1 - sum (v_x . e_x)^2 / sum |v_x|^2
+                 + (1 - cos(sum v_y, e_y)) + (1 - cos(sum v_z, e_z))
+
+    The pooled term is what ``network.pool_axes`` reads the pose from; it trains the lengths of the
+    vectors, so that voxels which show nothing learn to be silent.
 
     Only angles between prediction and target enter, so turning both together changes nothing.
     (The authors' component-wise L1 depends on how the head lies in the array.)
 
     Parameters
     ----------
-    pooled_weight : weight of the pooled term
+    voxel_weight, pooled_weight : weights of the two terms
 
     Shapes: field ``(batch, 3, 3, s, s, s)`` and rotation ``(batch, 3, 3)``, whose columns are the
     axes, in the same frame -> loss of every item ``(batch,)``.
     """
 
-    def __init__(self, pooled_weight: float = 1.0) -> None:
+    def __init__(self, voxel_weight: float = 0.25, pooled_weight: float = 1.0) -> None:
         super().__init__()
-        self.pooled_weight = pooled_weight
+        self.voxel_weight, self.pooled_weight = voxel_weight, pooled_weight
 
     def forward(self, field: Tensor, rotation: Tensor) -> Tensor:
         if field.shape[1:3] != (3, 3) or rotation.shape != (field.shape[0], 3, 3):
@@ -42,13 +46,15 @@ class AxisFieldLoss(nn.Module):
                 f"{tuple(field.shape)} and {tuple(rotation.shape)}"
             )
         target = rotation.mT.unsqueeze(-1)  # (batch, axis, component, 1)
-        unit = functional.normalize(field.flatten(3).float(), dim=2, eps=1e-6)
+        vectors = field.flatten(3).float()
+        unit = functional.normalize(vectors, dim=2, eps=1e-6)
         cosine = (unit * target).sum(2)  # (batch, axis, voxel)
         voxel = (1 - cosine[:, 0].abs() + 2 - cosine[:, 1] - cosine[:, 2]).mean(1)
-        right = 1 - cosine[:, 0].square().mean(1)
-        mean = unit[:, 1:].mean(-1)
-        others = 1 - functional.cosine_similarity(mean, target[:, 1:, :, 0], dim=-1, eps=1e-6)
-        return voxel + self.pooled_weight * (right + others.sum(1))
+        along = (vectors[:, 0] * target[:, 0]).sum(1).square().sum(1)
+        right = 1 - along / vectors[:, 0].square().sum((1, 2)).clamp(min=1e-12)
+        total = vectors[:, 1:].sum(-1)
+        others = 1 - functional.cosine_similarity(total, target[:, 1:, :, 0], dim=-1, eps=1e-6)
+        return self.voxel_weight * voxel + self.pooled_weight * (right + others.sum(1))
 
 
 class SegmentationLoss(nn.Module):
@@ -108,13 +114,14 @@ class HeadPoseLoss(nn.Module):
         self,
         rotation_weight: float = 1.0,
         segmentation_weight: float = 1.0,
+        voxel_weight: float = 0.25,
         pooled_weight: float = 1.0,
         class_weights: Sequence[float] = (1.0, 8.0, 2.0),
     ) -> None:
         super().__init__()
         self.rotation_weight = rotation_weight
         self.segmentation_weight = segmentation_weight
-        self.rotation = AxisFieldLoss(pooled_weight)
+        self.rotation = AxisFieldLoss(voxel_weight, pooled_weight)
         self.segmentation = SegmentationLoss(class_weights)
 
     def forward(self, prediction: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:

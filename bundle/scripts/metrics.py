@@ -8,6 +8,7 @@ degrees and infinitely many mm, so that a head not found never flatters a median
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,8 @@ class AxisError(CaseMetric):
 
     def __init__(self, axis: str, summary: str | float = "median") -> None:
         super().__init__(summary)
+        if axis not in ("x", "y", "z"):
+            raise ValueError(f'axis must be "x", "y" or "z", got {axis!r}')
         self.axis = "xyz".index(axis)
 
     def _compute_tensor(  # type: ignore[override]
@@ -202,10 +205,12 @@ class CaseTable:
     def _write(self, engine: Engine) -> None:
         state: Any = engine.state
         details = {name: state.metric_details[name].flatten() for name in self.columns}
-        rows = [["case", *self.columns]]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", *self.columns])
         for k, case in enumerate(self._cases):
-            rows.append([case, *(f"{details[name][k].item():.4f}" for name in self.columns)])
-        write_text(self.path, "".join(",".join(row) + "\n" for row in rows))
+            writer.writerow([case, *(f"{details[name][k].item():.4f}" for name in self.columns)])
+        write_text(self.path, text.getvalue())
 
 
 def read_case_table(path: str | os.PathLike[str]) -> dict[str, list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from e3nn import o3
@@ -32,13 +32,11 @@ class GatedBlock(nn.Module):
     for ever; they are left out (the block after a scalar image has natural parity only).
     """
 
-    def __init__(
-        self, irreps_in: o3.Irreps, hidden: o3.Irreps, kernel_size: int, lmax: int
-    ) -> None:
+    def __init__(self, irreps_in: o3.Irreps, hidden: o3.Irreps, lmax: int, **kernel: Any) -> None:
         super().__init__()
         self.irreps_out = reachable(irreps_in, hidden, lmax)
         self.gate = Gate(self.irreps_out)
-        self.conv = SteerableConv(irreps_in, self.gate.irreps_in, kernel_size, lmax)
+        self.conv = SteerableConv(irreps_in, self.gate.irreps_in, lmax=lmax, **kernel)
         self.norm = InstanceNorm(self.gate.irreps_in)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,8 +59,10 @@ class E3CNN(nn.Module):
     convolutions : gated blocks at each level, or one number for all. One at the first, largest
         level is far cheaper.
     pool : "average", "norm_max", or "signed_max" (imported weights only: breaks reflections)
+    num_radial, radius : radial functions of the kernels, see ``SteerableConv``
 
-    The authors' network is ``E3CNN(features=2, levels=5, convolutions=2, pool="signed_max")``.
+    The authors' network is ``E3CNN(features=2, levels=5, convolutions=2, pool="signed_max",
+    num_radial=5, radius=2.5)``.
 
     Shapes: ``(batch, 1, S, S, S)`` -> ``(batch, 3, 3, s, s, s)`` with ``s = S / 2^(levels - 1)``:
     [pseudovector e_x, vector e_y, vector e_z] x (x, y, z) in the crop's axes, of any length.
@@ -77,8 +77,15 @@ class E3CNN(nn.Module):
         lmax: int = 2,
         convolutions: int | Sequence[int] = (1, 2, 2),
         pool: str = "average",
+        num_radial: int = 3,
+        radius: float | None = None,
     ) -> None:
         super().__init__()
+        kernel: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "num_radial": num_radial,
+            "radius": radius,
+        }
         if isinstance(features, int):
             features = [features * 2**level for level in range(levels)]
         if isinstance(convolutions, int):
@@ -103,12 +110,12 @@ class E3CNN(nn.Module):
             )
             blocks: list[nn.Module] = [POOLS[pool](irreps)] if level else []
             for _ in range(count):
-                block = GatedBlock(irreps, hidden, kernel_size, 2 * lmax)
+                block = GatedBlock(irreps, hidden, 2 * lmax, **kernel)
                 irreps = block.irreps_out
                 blocks.append(block)
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.out = SteerableConv(irreps, "1e + 2x1o", kernel_size, 2 * lmax)
+        self.out = SteerableConv(irreps, "1e + 2x1o", lmax=2 * lmax, **kernel)
 
     def forward(self, crop: Tensor) -> Tensor:
         if any(n % 2 ** (self.levels - 1) for n in crop.shape[2:]):
@@ -122,18 +129,22 @@ class E3CNN(nn.Module):
 def pool_axes(field: Tensor) -> tuple[Tensor, Tensor]:
     """Axes (batch, 3, 3) and confidence (batch,) of a field (batch, 3, 3, s, s, s).
 
-    e_x is the top eigenvector of the mean of n n^T over the unit vectors n of its field: blind to
-    sign, and every voxel counts. e_y and e_z are the means of the unit vectors. The confidence in
-    [0, 1] is the smallest of the eigenvalue gap and the lengths of the two means: 1 where all
-    voxels agree, about 0 for a field without a preferred frame.
+    e_x is the top eigenvector of the sum of v v^T over the voxels: blind to sign, and every voxel
+    counts. e_y and e_z are the sums of v. Longer vectors count more; the loss trains their length
+    through the same sums, so the network learns where to look. The confidence in [0, 1] is the
+    smallest of the eigenvalue gap, as a share of the trace, and the lengths of the two sums, as
+    shares of the sums of lengths: 1 where all voxels agree, about 0 without a preferred frame.
     """
-    unit = functional.normalize(field.flatten(3), dim=2)
-    right = unit[:, 0]
-    values, vectors = torch.linalg.eigh(right @ right.mT / right.shape[-1])
-    others = unit[:, 1:].mean(-1)
-    axes = torch.cat([vectors[:, None, :, 2], others], dim=1)
+    vectors = field.flatten(3)
+    tiny = torch.finfo(field.dtype).tiny
+    moment = vectors[:, 0] @ vectors[:, 0].mT
+    trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=tiny)
+    values, directions = torch.linalg.eigh(moment / trace[:, None, None])
+    others = vectors[:, 1:].sum(-1)
+    axes = torch.cat([directions[:, None, :, 2], others], dim=1)
     gap = values[:, 2] - values[:, 1]
-    confidence = torch.cat([gap.unsqueeze(1), others.norm(dim=-1)], dim=1).amin(1)
+    agreement = others.norm(dim=-1) / vectors[:, 1:].norm(dim=2).sum(-1).clamp(min=tiny)
+    confidence = torch.cat([gap.unsqueeze(1), agreement], dim=1).amin(1)
     return axes, confidence.clamp(0, 1)
 
 
@@ -177,10 +188,10 @@ class HeadPoseNet(nn.Module):
     def __init__(
         self,
         spacing_mm: float = 4.0,
-        crop_size: int = 32,
+        crop_size: int = 24,
         crop_fill: float = 0.6,
         min_brain_ml: float = 10.0,
-        localizer_channels: Sequence[int] = (16, 32, 64, 128),
+        localizer_channels: Sequence[int] = (8, 16, 32, 64),
         **rotation: int | str | Sequence[int],
     ) -> None:
         super().__init__()

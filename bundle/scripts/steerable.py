@@ -18,24 +18,37 @@ from typing import NamedTuple
 
 import torch
 from e3nn import o3
-from e3nn.math import normalize2mom, soft_one_hot_linspace
+from e3nn.math import normalize2mom
 from torch import Tensor, nn
 from torch.nn import functional
 
 
+def _radial_functions(distance: Tensor, number: int, radius: float) -> Tensor:
+    """e3nn's ``smooth_finite`` bumps at evenly spaced middles on [0, radius], (..., number).
+
+    Written out because e3nn rounds a constant to the default type, so that its values depend on
+    what that type was at the time.
+    """
+    middles = torch.linspace(0.0, radius, number, dtype=distance.dtype)
+    step = radius / (number - 1)
+    inside = 1 - ((distance.unsqueeze(-1) - middles) / step).square()
+    bump = 1.14136 * math.exp(2) * torch.exp(-2 / inside.clamp(min=1e-9))
+    return torch.where(inside > 0, bump, 0.0)
+
+
 @cache
-def kernel_basis(l_in: int, l_sh: int, l_out: int, size: int, num_radial: int) -> Tensor:
+def kernel_basis(
+    l_in: int, l_sh: int, l_out: int, size: int, num_radial: int, radius: float
+) -> Tensor:
     """Steerable kernels (num_radial, 2 l_out + 1, 2 l_in + 1, size, size, size), float64.
 
     Radial function x spherical harmonic of the voxel offset, contracted with Wigner 3j. The radial
-    functions are e3nn's ``smooth_finite`` bumps on [0, size / 2] voxels, the harmonics have
+    functions are e3nn's ``smooth_finite`` bumps on [0, radius] voxels, the harmonics have
     component normalisation, and the sum over taps is averaged.
     """
     taps = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     offsets = torch.stack(torch.meshgrid(taps, taps, taps, indexing="ij"), dim=-1)
-    radial = soft_one_hot_linspace(
-        offsets.norm(dim=-1), 0.0, size / 2, num_radial, basis="smooth_finite", cutoff=False
-    )
+    radial = _radial_functions(offsets.norm(dim=-1), num_radial, radius)
     harmonic = o3.spherical_harmonics(l_sh, offsets, normalize=True, normalization="component")
     wigner = o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64)
     return torch.einsum("ijk,xyzj,xyzr->rkixyz", wigner, harmonic, radial) / size**3
@@ -72,6 +85,10 @@ class SteerableConv(nn.Module):
     kernel_size : taps along each axis, odd
     lmax : highest degree of the spherical harmonics
     num_radial : number of radial functions
+    radius : where the last of them has its middle, voxels. By default (kernel_size - 1) / 2, from
+        where it fades out inside the taps: the kernel is a ball. Larger, as the authors have it
+        (kernel_size / 2), the cube of taps cuts the ball, and angles off the lattice suffer; so do
+        they from more and narrower functions than the taps resolve.
 
     Shapes: ``(batch, irreps_in.dim, x, y, z)`` -> ``(batch, irreps_out.dim, x, y, z)``.
     """
@@ -82,11 +99,13 @@ class SteerableConv(nn.Module):
         irreps_out: o3.Irreps | str,
         kernel_size: int = 5,
         lmax: int = 4,
-        num_radial: int = 5,
+        num_radial: int = 3,
+        radius: float | None = None,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to have a centre, got {kernel_size}")
+        radius = (kernel_size - 1) / 2 if radius is None else radius
         blocks_in, blocks_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.dims_in = [block.dim for block in blocks_in]
         self.dims_out = [block.dim for block in blocks_out]
@@ -116,7 +135,7 @@ class SteerableConv(nn.Module):
             # element normalisation: unit variance of the output however many inputs feed it
             fan_in = sum(blocks_in[a].mul for a, _, b in paths if b == o)
             rows = [
-                kernel_basis(ir_in.l, degree, ir_out.l, kernel_size, num_radial)
+                kernel_basis(ir_in.l, degree, ir_out.l, kernel_size, num_radial, radius)
                 * math.sqrt(ir_out.dim / fan_in)
                 for degree in degrees[i, o]
             ]
