@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 OUTPUT ?= $(CURDIR)/bundle/output
-EPOCHS ?= 16
+EPOCHS ?= 14
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from scripts.crop import Box, brain_box, crop_cube, largest_component
+from scripts.crop import Box, brain_box, crop_cube, densest_ball, largest_component
 from symmetry import SYMMETRIES, move_voxels
 
 SPACING_MM = 4.0
@@ -174,3 +174,18 @@ def test_gradients_pass_through_the_crop():
     assert not used[0].any()
     assert center.grad.isfinite().all()
     assert (center.grad != 0).all()
+
+
+def test_densest_ball_cuts_a_leak_and_keeps_the_brain():
+    shape, spacing = (40, 34, 30), 4.0
+    index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1)
+    center = torch.tensor([[12, 20, 11], [25, 12, 18]])
+    brain = (index - center[:, None, None, None]).float().norm(dim=-1) < 9
+    leak = torch.zeros_like(brain)
+    leak[:, :, 15:17, 14:16] = True  # a thin sheet of "brain" through the whole volume
+    ball = densest_ball((brain | leak).float().unsqueeze(1), spacing)
+    assert (ball[:, 0] & brain).sum() == brain.sum()
+    distance = spacing * (index - center[:, None, None, None]).float().norm(dim=-1)
+    assert distance[ball[:, 0]].max() <= 56 + 5 * spacing  # the leak pulls the centre a little
+    single = densest_ball((brain | leak)[1:].float().unsqueeze(1), spacing)
+    assert torch.equal(ball[1:], single)

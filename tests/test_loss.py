@@ -42,18 +42,19 @@ def field_of(rotation: torch.Tensor) -> torch.Tensor:
 
 def test_loss_follows_its_formula():
     field, rotation = random_field(), random_rotations(2, 0)
-    found = AxisFieldLoss(pooled_weight=0.7)(field, rotation)
+    found = AxisFieldLoss(voxel_weight=0.3, pooled_weight=0.7)(field, rotation)
     assert found.shape == (2,)
     for k in range(2):
-        n = field[k].flatten(2).numpy()
-        n = n / np.linalg.norm(n, axis=1, keepdims=True)
+        v = field[k].flatten(2).numpy()
+        n = v / np.linalg.norm(v, axis=1, keepdims=True)
         e = rotation[k].numpy()
         c = np.stack([e[:, axis] @ n[axis] for axis in range(3)])
         voxel = (1 - np.abs(c[0]) + 1 - c[1] + 1 - c[2]).mean()
-        mean = n.mean(-1)
-        cosines = [mean[a] @ e[:, a] / np.linalg.norm(mean[a]) for a in (1, 2)]
-        pooled = 1 - (c[0] ** 2).mean() + 2 - sum(cosines)
-        assert found[k].item() == pytest.approx(voxel + 0.7 * pooled, abs=1e-5)
+        total = v.sum(-1)
+        cosines = [total[a] @ e[:, a] / np.linalg.norm(total[a]) for a in (1, 2)]
+        along = ((e[:, 0] @ v[0]) ** 2).sum() / (v[0] ** 2).sum()
+        pooled = 1 - along + 2 - sum(cosines)
+        assert found[k].item() == pytest.approx(0.3 * voxel + 0.7 * pooled, abs=1e-5)
 
 
 def test_loss_is_zero_at_the_truth_only():
@@ -66,7 +67,7 @@ def test_loss_is_zero_at_the_truth_only():
     for axis in (1, 2):
         wrong = field_of(rotation)
         wrong[:, axis] *= -1
-        assert loss(wrong, rotation).min() > 3.9  # 2 per voxel and 2 pooled
+        assert loss(wrong, rotation).min() > 2.4  # 2 pooled and 0.25 * 2 per voxel
 
 
 def test_loss_is_blind_to_the_sign_of_e_x():
@@ -222,9 +223,11 @@ def target_of(rotation, label, has_head):
 def test_total_is_the_weighted_sum():
     logits, label = torch.randn(2, 3, 5, 6, 4), random_label()
     field, rotation = random_field(), random_rotations(2, 9)
-    loss = HeadPoseLoss(rotation_weight=2.0, segmentation_weight=3.0, pooled_weight=0.5)
+    loss = HeadPoseLoss(
+        rotation_weight=2.0, segmentation_weight=3.0, voxel_weight=0.1, pooled_weight=0.5
+    )
     found = loss((logits, field), target_of(rotation, label, [1.0, 1.0]))
-    expected = 2 * AxisFieldLoss(0.5)(field, rotation).mean()
+    expected = 2 * AxisFieldLoss(0.1, 0.5)(field, rotation).mean()
     expected = expected + 3 * SegmentationLoss()(logits, label).mean()
     torch.testing.assert_close(found, expected)
 

@@ -49,6 +49,33 @@ def largest_component(mask: Tensor) -> Tensor:
     return mask & (labels == largest.view(-1, 1, 1, 1, 1))
 
 
+def densest_ball(
+    probability: Tensor, spacing_mm: float, window_mm: float = 44.0, radius_mm: float = 56.0
+) -> Tensor:
+    """Ball around the densest place of each volume, ``(batch, 1, x, y, z)`` -> bool, same shape.
+
+    The centre is the voxel around which a cube of ``window_mm`` (the smallest brain, 20 weeks)
+    holds the most probability; the radius is half of the longest brain at term. A mask that leaks
+    into the mother's tissue is cut where no brain can be.
+    """
+    taps = 2 * round(window_mm / spacing_mm / 2) + 1
+    dense = probability
+    for axis in range(3):
+        kernel = [taps if k == axis else 1 for k in range(3)]
+        padding = [taps // 2 if k == axis else 0 for k in range(3)]
+        dense = functional.avg_pool3d(dense, kernel, stride=1, padding=padding)
+    _, _, nx, ny, nz = probability.shape
+    place = dense.flatten(1).argmax(1)
+    center = (place // (ny * nz), place // nz % ny, place % nz)
+    squared = torch.zeros_like(probability)
+    for axis, (n, middle) in enumerate(zip((nx, ny, nz), center, strict=True)):
+        offset = torch.arange(n, device=probability.device) - middle.unsqueeze(1)
+        shape = [-1, 1, 1, 1, 1]
+        shape[2 + axis] = n
+        squared = squared + (offset * spacing_mm).square().view(shape)
+    return squared <= radius_mm**2
+
+
 def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tensor]:
     """Cube around a brain mask ``(batch, 1, x, y, z)``, and the mask's volume in ml (batch,).
 

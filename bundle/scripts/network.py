@@ -11,7 +11,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .crop import Box, brain_box, crop_cube, largest_component
+from .crop import Box, brain_box, crop_cube, densest_ball, largest_component
 from .geometry import frame_to_rotation, rigid
 from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
 
@@ -230,8 +230,10 @@ class HeadPoseNet(nn.Module):
 
     def predict(self, volume: Tensor) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch."""
-        label = self.localize(volume).argmax(1, keepdim=True)
-        brain = largest_component(label == 1)
+        logits = self.localize(volume)
+        label = logits.argmax(1, keepdim=True)
+        ball = densest_ball(logits.softmax(1)[:, 1:2], self.spacing_mm)
+        brain = largest_component((label == 1) & ball)
         box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
         axes, confidence = pool_axes(self.axis_field(volume, box))
         pose = rigid(frame_to_rotation(axes), box.center_mm)
