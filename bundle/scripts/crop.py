@@ -62,8 +62,9 @@ def densest_ball(
     dense = probability
     for axis in range(3):
         kernel = [taps if k == axis else 1 for k in range(3)]
-        padding = [taps // 2 if k == axis else 0 for k in range(3)]
-        dense = functional.avg_pool3d(dense, kernel, stride=1, padding=padding)
+        # padded by hand: the pooling itself refuses volumes that are smaller than its window
+        padding = [taps // 2 if k == axis else 0 for k in (2, 1, 0) for _ in range(2)]
+        dense = functional.avg_pool3d(functional.pad(dense, padding), kernel, stride=1)
     _, _, nx, ny, nz = probability.shape
     place = dense.flatten(1).argmax(1)
     center = (place // (ny * nz), place // nz % ny, place % nz)
