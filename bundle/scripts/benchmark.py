@@ -1,7 +1,7 @@
 """Seconds and memory of the network as inference.json and train.json declare it.
 
-From the bundle's folder: ``python -m scripts.benchmark``. Random weights and volumes: time does
-not depend on them, except for the largest component, so the volume is a phantom's.
+From the bundle's folder: ``python -m scripts.benchmark``. Inference runs the shipped weights on a
+phantom, because the time of the largest component depends on the mask; training steps on noise.
 """
 
 from __future__ import annotations

@@ -167,7 +167,10 @@ def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write JSON unless it is there already: a finished data set may be read-only."""
+    text = json.dumps(content, indent=1) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)
 
 
 def _write_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
