@@ -29,7 +29,7 @@ from .transforms import Data, world_pose
 
 
 class RandSimilarityd(RandomizableTransform, MapTransform):
-    """Random rotation, mirror, scale and position, in one resampling to a patch of fixed size.
+    """Random rotation, mirror, scale, stretch and position, resampled once to a patch of one size.
 
     The rotation is uniform on SO(3). The patch is centred on the head (on the volume where there
     is none) and shifted. All of it is written into the affine, from which ``HeadToGridd`` reads
@@ -41,6 +41,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
     spatial_size : voxels of the patch along each axis
     rotate_prob, mirror_prob : probabilities
     scale : range of the factor by which the content grows, log-uniform
+    stretch : largest factor by which the head grows or shrinks along each of its own axes,
+        log-uniform: other shapes of head, whose axes are known as exactly
     shift_mm : largest shift of the head from the patch's centre along each axis
     """
 
@@ -52,6 +54,7 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         rotate_prob: float = 1.0,
         mirror_prob: float = 0.5,
         scale: tuple[float, float] = (0.8, 1.25),
+        stretch: float = 1.0,
         shift_mm: float = 60.0,
         spacing_mm: float = 4.0,
     ) -> None:
@@ -60,7 +63,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         self.mode = mode
         self.spatial_size = (spatial_size,) * 3
         self.rotate_prob, self.mirror_prob = rotate_prob, mirror_prob
-        self.scale, self.shift_mm, self.spacing_mm = scale, shift_mm, spacing_mm
+        self.scale, self.stretch = scale, stretch
+        self.shift_mm, self.spacing_mm = shift_mm, spacing_mm
 
     def randomize(self, data: Any = None) -> None:
         normal = torch.from_numpy(self.R.normal(size=4))
@@ -71,6 +75,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
             self.linear = self.linear @ torch.diag(torch.tensor([-1.0, 1.0, 1.0]).double())
         low, high = np.log(self.scale)
         self.linear = self.linear * float(np.exp(self.R.uniform(low, high)))
+        most = np.log(self.stretch)
+        self.stretches = torch.from_numpy(np.exp(self.R.uniform(-most, most, 3)))
         self.offset_mm = torch.from_numpy(self.R.uniform(-self.shift_mm, self.shift_mm, 3))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
@@ -79,11 +85,12 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         image = d[self.keys[0]]
         pose = world_pose(d)
         center = torch.zeros(3, dtype=torch.float64)
+        linear = self.linear
         if pose is not None:
-            center = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)[:3, 3]
-        resample = similarity(
-            self.linear, self.offset_mm, center, self.spacing_mm, self.spatial_size
-        )
+            head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
+            center, axes = head[:3, 3], head[:3, :3]
+            linear = linear @ axes @ torch.diag(self.stretches) @ axes.mT
+        resample = similarity(linear, self.offset_mm, center, self.spacing_mm, self.spatial_size)
         for key, mode in zip(self.keys, self.mode, strict=True):
             d[key] = resample(d[key], mode=mode)
         return d
@@ -94,8 +101,8 @@ def similarity(
 ) -> Affine:
     """Transform that moves a grid point p to ``linear @ (p - center_mm) + offset_mm``, in mm.
 
-    ``linear`` (3, 3) is a rotation, times a mirror, times a scale; the result has ``size`` voxels,
-    zero where the input has none.
+    ``linear`` (3, 3) is a rotation, times a mirror, times a scale (times a stretch along the head's
+    axes); the result has ``size`` voxels, zero where the input has none.
     """
     output_to_input = torch.eye(4, dtype=torch.float64)
     output_to_input[:3, :3] = torch.linalg.inv(linear)
@@ -169,6 +176,52 @@ def saturation(
     n, p = normal.to(torch.float32), point_mm.to(torch.float32)
     distance = n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2])
     return 1 - alpha * torch.exp(-0.5 * (distance / sigma_mm).square())
+
+
+class RandFieldOfViewd(RandomizableTransform, MapTransform):
+    """Field of view that ends near the head or in it: zero beyond a random plane.
+
+    Parameters
+    ----------
+    keys : image and label; what the image does not show is no longer labelled
+    distance_mm : range of the plane's distance from the head's origin (a brain's radius is 25 mm
+        at 20 weeks and 50 mm at term)
+    The plane's normal is uniform on the sphere.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = ("image", "label"),
+        prob: float = 0.2,
+        distance_mm: tuple[float, float] = (20.0, 80.0),
+        spacing_mm: float = 4.0,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.distance_mm, self.spacing_mm = distance_mm, spacing_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return d
+        normal = functional.normalize(torch.from_numpy(self.R.normal(size=3)), dim=0)
+        distance = self.R.uniform(*self.distance_mm)
+        for key in self.key_iterator(d):
+            seen = half_space(
+                d[key].shape[1:], self.spacing_mm, normal, d["head_to_grid"][:3, 3], distance
+            )
+            d[key] = d[key] * seen
+        return d
+
+
+def half_space(
+    shape: Sequence[int], spacing_mm: float, normal: Tensor, point_mm: Tensor, distance_mm: float
+) -> Tensor:
+    """1 up to ``distance_mm`` from ``point_mm`` along the unit ``normal`` on a grid, 0 beyond."""
+    x, y, z = grid_points(shape, spacing_mm)
+    n, p = normal.to(torch.float32), point_mm.to(torch.float32)
+    return (n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2]) <= distance_mm).float()
 
 
 class RandSliceMotiond(RandomizableTransform, MapTransform):

@@ -100,25 +100,21 @@ def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tenso
     return Box(torch.stack(center, dim=1), side), volume_mm3 / 1000
 
 
-def crop_cube(volume: Tensor, box: Box, size: int, spacing_mm: float) -> Tensor:
+def crop_cube(
+    volume: Tensor, box: Box, size: int, spacing_mm: float, turn: Tensor | None = None
+) -> Tensor:
     """Sample ``volume`` (batch, channels, x, y, z) on ``size``^3 cells of the cube, trilinearly.
 
-    Outside the volume is zero, so the cube stays a cube and stays centred at the border.
+    Outside the volume is zero, so the cube stays a cube and stays centred at the border. With
+    ``turn`` (3, 3) the cube is turned about its centre: its axes are the columns.
     """
     dtype = volume.dtype
     cells = (torch.arange(size, device=volume.device, dtype=dtype) + 0.5) / size - 0.5
-    axes = []
-    for axis in range(3):
-        position = box.center_mm[:, axis, None].to(dtype) + box.side_mm[:, None].to(dtype) * cells
-        axes.append(position * (2 / (volume.shape[2 + axis] * spacing_mm)))
-    x, y, z = axes
-    shape = (volume.shape[0], size, size, size)
-    points = torch.stack(  # grid_sample names the last array axis first
-        [
-            z[:, None, None, :].expand(shape),
-            y[:, None, :, None].expand(shape),
-            x[:, :, None, None].expand(shape),
-        ],
-        dim=-1,
-    )
+    points = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1)
+    if turn is not None:
+        points = points @ turn.to(points).mT
+    side, center = box.side_mm.to(dtype), box.center_mm.to(dtype)
+    points = side.view(-1, 1, 1, 1, 1) * points + center.view(-1, 1, 1, 1, 3)
+    extent_mm = torch.tensor(volume.shape[2:], device=volume.device, dtype=dtype) * spacing_mm
+    points = (points * (2 / extent_mm)).flip(-1)  # grid_sample names the last array axis first
     return functional.grid_sample(volume, points, padding_mode="zeros", align_corners=False)

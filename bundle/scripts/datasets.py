@@ -1,15 +1,24 @@
-"""Datalists: of a training data set, and of a folder of volumes to run inference on."""
+"""Datalists: of training data sets and their mixtures, and of a folder of volumes.
+
+The command line imports data of others, from the bundle's folder:
+
+    python -m scripts.datasets fetal_align --source CLONE --dataset_dir D
+    python -m scripts.datasets e3pose --images I --labels L --angles_csv A.csv --dataset_dir D
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import Dataset
+from torch.utils.data import WeightedRandomSampler
 
 from .transforms import VolumeError, world_pose
 
@@ -70,6 +79,48 @@ def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str
     return entries
 
 
+def mixture(dataset_dirs: Sequence[str | os.PathLike[str]], section: str) -> list[dict[str, Any]]:
+    """Entries of a section of several data sets, each with ``source``, the number of its set."""
+    return [
+        {**entry, "source": number}
+        for number, dataset_dir in enumerate(dataset_dirs)
+        for entry in datalist(dataset_dir, section)
+    ]
+
+
+def mixture_weights(entries: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[float]:
+    """Probability of every entry of a ``mixture`` (they sum to 1).
+
+    Data set k is drawn with ``shares[k]``; of its subjects each is as likely as any other, so that
+    a fetus with many stacks does not outweigh the rest.
+
+    ValueError for shares that are not one for each set, negative or do not sum to 1, or for a data
+    set without entries that has a share.
+    """
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"shares must be 0 or more and sum to 1, got {list(shares)}")
+    stacks = Counter((entry["source"], entry["subject"]) for entry in entries)
+    subjects = Counter(source for source, _ in stacks)
+    for number, share in enumerate(shares):
+        if share and not subjects[number]:
+            raise ValueError(f"data set {number} has a share of {share} but no entry")
+    if max(subjects, default=0) >= len(shares):
+        raise ValueError(f"{len(shares)} shares for {max(subjects) + 1} data sets")
+    return [
+        shares[entry["source"]]
+        / subjects[entry["source"]]
+        / stacks[entry["source"], entry["subject"]]
+        for entry in entries
+    ]
+
+
+def mixture_sampler(
+    entries: Sequence[dict[str, Any]], shares: Sequence[float], num_samples: int
+) -> WeightedRandomSampler:
+    """Sampler, with replacement, of ``num_samples`` entries an epoch by ``mixture_weights``."""
+    return WeightedRandomSampler(mixture_weights(entries, shares), num_samples)
+
+
 def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Entries for every .nii and .nii.gz in a folder but hidden ones, sorted by name.
 
@@ -123,3 +174,42 @@ class CaseDataset(Dataset):
             item.update(status=error.status, message=str(error))
             item.update(image=torch.zeros(1, 8, 8, 8), affine=torch.eye(4, dtype=torch.float64))
         return item
+
+
+def _subjects(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the importers."""
+    # here, because the importers themselves read and write datalists
+    from .importers.e3pose import import_e3pose
+    from .importers.fetal_align import import_fetal_align
+
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.datasets", description="Import data of others as a data set."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    align = commands.add_parser("fetal_align", help="a clone of mu40/fetal-align")
+    align.add_argument("--source", required=True, help="the clone")
+    for section in ("validation", "test"):
+        align.add_argument(f"--{section}", type=_subjects, default=(), help="subjects: f01,f04")
+    angles = commands.add_parser("e3pose", help="images, labels and a table of Euler angles")
+    angles.add_argument("--images", required=True, help="folder")
+    angles.add_argument("--labels", required=True, help="folder, with the same file names")
+    angles.add_argument("--angles_csv", required=True, help="frame_id, rot_x, rot_y, rot_z[, fold]")
+    angles.add_argument("--canonical_axes", default="RAS", help="orientation code, such as LPS")
+    angles.add_argument("--validation_share", type=float, default=0.0)
+    angles.add_argument("--seed", type=int, default=0)
+    for command in (align, angles):
+        command.add_argument("--dataset_dir", required=True, help="folder to write to")
+    options = vars(parser.parse_args(arguments))
+    importer = {"fetal_align": import_fetal_align, "e3pose": import_e3pose}[options.pop("command")]
+    try:
+        print(importer(**options))
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ PLANES = {
     "axial": ((0, -1), (1, 1), "RLAP"),
 }
 HALF_WIDTH_MM = 80.0
+LARGE_ERROR_DEG = 30.0
 
 
 def plane_points(plane: str, step_mm: float = 1.0) -> NDArray[np.float64]:
@@ -93,19 +94,30 @@ def draw_pose(
 
 
 def draw_errors(
-    path: str | os.PathLike[str], errors_deg: Mapping[str, Sequence[float]], title: str
+    path: str | os.PathLike[str], errors_deg: Mapping[str, Sequence[float] | NDArray], title: str
 ) -> None:
-    """PNG of the cumulative distribution of rotation errors in degrees, a curve per name."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    """PNG of the cumulative distribution of rotation errors in degrees, a curve per name.
+
+    The square root of the angle is drawn, which gives the errors below 30 degrees two fifths of
+    the width and leaves 180 degrees, the heads not found, in the picture. A line marks 30 degrees.
+    """
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axes.axvline(LARGE_ERROR_DEG, color="black", linestyle="--", linewidth=1)
     for name, errors in errors_deg.items():
         values = np.sort(np.asarray(errors, dtype=float))
-        share = np.arange(1, len(values) + 1) / len(values)
-        label = f"{name} (median {np.median(values):.1f}°, n = {len(values)})"
-        axes.step([0, *values, 180], [0, *share, 1], where="post", label=label)
+        n = len(values)
+        label = f"{name} (no head, n = 0)"
+        if n:
+            below = 100 * np.mean(values <= LARGE_ERROR_DEG)
+            label = f"{name}: median {np.median(values):.1f}°, {below:.0f} % within 30°, n = {n}"
+        share = np.arange(1, n + 1) / max(n, 1)
+        axes.step([0, *values, 180], [0, *share, 1 if n else 0], where="post", label=label)
     axes.set(xlim=(0, 180), ylim=(0, 1.01), title=title)
+    axes.set_xticks((0, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180))
     axes.set(xlabel="rotation error (degrees)", ylabel="share of volumes below")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize="small")
     canvas.print_png(os.fspath(path))

@@ -12,6 +12,7 @@ grid  : axes along the array axes (i, j, k) of a volume with isotropic voxels, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +58,21 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def spread_rotations(number: int) -> Tensor:
+    """``number`` rotations (number, 3, 3) float64 spread evenly over SO(3); the first is identity.
+
+    Super-Fibonacci spiral (Alexa, CVPR 2022), turned so that it begins at the identity.
+    """
+    step = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    # the two constants of the spiral; the second is a root of x^4 = x + 4
+    alpha = 2 * math.pi * step * number / math.sqrt(2)
+    beta = 2 * math.pi * step * number / 1.533751168755204288118041
+    r, s = step.sqrt(), (1 - step).sqrt()
+    parts = [r * alpha.sin(), r * alpha.cos(), s * beta.sin(), s * beta.cos()]
+    rotations = quaternion_to_rotation(torch.stack(parts, dim=-1))
+    return rotations[:1].mT @ rotations
 
 
 def nearest_rotation(matrix: Tensor) -> Tensor:
@@ -187,16 +203,16 @@ def head_to_grid(
     takes the voxels at face value: the head is then larger, or its own mirror image. A mirrored
     head is a head again: anterior and superior follow the mirror, and its right is the side that
     makes the frame right-handed, where the original's left has gone. Head coordinates of a
-    landmark change from p to scale * p, and for a mirror from (x, y, z) to scale * (-x, y, z).
+    landmark change from p to scale * p, and for a mirror from (x, y, z) to scale * (-x, y, z). The
+    scale may differ between the head's own axes, which are then still its axes.
 
-    Raises ValueError if ``affine`` shears the head or stretches it by different factors.
+    Raises ValueError if ``affine`` shears the head.
     """
     affine = torch.as_tensor(affine, dtype=torch.float64)
     world_to_grid = voxel_to_grid(shape, spacing_mm) @ torch.linalg.inv(affine)
     matrix = world_to_grid @ torch.as_tensor(head_to_world, dtype=torch.float64)
-    det = torch.linalg.det(matrix[:3, :3])
-    matrix[:3, :3] /= det.abs() ** (1 / 3)
-    if det < 0:
+    matrix[:3, :3] /= matrix[:3, :3].norm(dim=0)
+    if torch.linalg.det(matrix[:3, :3]) < 0:
         matrix[:3, 0] *= -1
     check_rigid(matrix, f"head_to_grid under the affine {affine.tolist()}")
     return matrix

@@ -47,8 +47,9 @@ class HeadPoseInferer(Inferer):
         self, inputs: Tensor, network: HeadPoseNet, box: Box | None = None
     ) -> dict[str, Tensor]:
         inputs = torch.as_tensor(inputs)
-        output = network.predict(inputs)._asdict()
+        logits = network.localize(inputs)
+        output = network.predict(inputs, logits)._asdict()
         if box is not None:
-            axes, _ = pool_axes(network.axis_field(inputs, box))
+            axes, _ = pool_axes(network.axis_field(inputs, logits, box))
             output["reference_crop"] = rigid(frame_to_rotation(axes), box.center_mm)
         return output

@@ -214,9 +214,28 @@ class CaseTable:
 
 
 def read_case_table(path: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """Columns of a ``cases.csv`` without the names of the cases."""
+    """Columns of a ``cases.csv`` without the names of the cases; see ``read_cases``."""
+    return read_cases(path)[1]
+
+
+def read_cases(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, list[float]]]:
+    """Names of the cases and columns of a ``cases.csv``, as CaseTable writes it.
+
+    ValueError, naming the file, for no cases and for a row that lacks its name or a number.
+    """
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{path}: no cases")
-    return {name: [float(row[name]) for row in rows] for name in rows[0] if name != "case"}
+    names: list[str] = []
+    columns: dict[str, list[float]] = {name: [] for name in rows[0] if name != "case"}
+    for number, row in enumerate(rows):
+        try:
+            names.append(row["case"])
+            for name, column in columns.items():
+                column.append(float(row[name]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: case {number} is not a name and {len(columns)} numbers: {row}"
+            ) from error
+    return names, columns

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from e3nn import o3
-from monai.networks.nets import UNet
+from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .crop import Box, brain_box, crop_cube, densest_ball, largest_component
-from .geometry import frame_to_rotation, rigid
+from .geometry import frame_to_rotation, rigid, spread_rotations
 from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
 
+LOCALIZER_STRIDE = 32  # voxels: blocks of 2, and four levels of pooling by 2
 POOLS = {"average": AveragePool, "norm_max": NormMaxPool, "signed_max": SignedMaxPool}
 
 
@@ -60,12 +61,15 @@ class E3CNN(nn.Module):
         level is far cheaper.
     pool : "average", "norm_max", or "signed_max" (imported weights only: breaks reflections)
     num_radial, radius : radial functions of the kernels, see ``SteerableConv``
+    in_channels : scalar channels of the crop: the image, and what else turns with it. Channels
+        that a crop lacks count as zero, so an image alone is always understood.
 
     The authors' network is ``E3CNN(features=2, levels=5, convolutions=2, pool="signed_max",
     num_radial=5, radius=2.5)``.
 
-    Shapes: ``(batch, 1, S, S, S)`` -> ``(batch, 3, 3, s, s, s)`` with ``s = S / 2^(levels - 1)``:
-    [pseudovector e_x, vector e_y, vector e_z] x (x, y, z) in the crop's axes, of any length.
+    Shapes: ``(batch, 1, S, S, S)``, or up to ``in_channels`` channels -> ``(batch, 3, 3, s, s, s)``
+    with ``s = S / 2^(levels - 1)``: [pseudovector e_x, vector e_y, vector e_z] x (x, y, z) in the
+    crop's axes, of any length.
     ``ValueError`` if S is not a multiple of ``2^(levels - 1)``.
     """
 
@@ -79,6 +83,7 @@ class E3CNN(nn.Module):
         pool: str = "average",
         num_radial: int = 3,
         radius: float | None = None,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
         kernel: dict[str, Any] = {
@@ -97,8 +102,8 @@ class E3CNN(nn.Module):
             )
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {sorted(POOLS)}, got {pool!r}")
-        self.levels = levels
-        irreps = o3.Irreps("0e")
+        self.levels, self.in_channels = levels, in_channels
+        irreps = o3.Irreps([(in_channels, (0, 1))])
         stages: list[nn.Module] = []
         for level, (m, count) in enumerate(zip(features, convolutions, strict=True)):
             hidden = o3.Irreps(
@@ -123,7 +128,19 @@ class E3CNN(nn.Module):
                 f"{self.levels} levels need a crop whose side is a multiple of "
                 f"{2 ** (self.levels - 1)} voxels, got {tuple(crop.shape)}"
             )
+        crop = with_channels(crop, self.in_channels)
         return self.out(self.stages(crop)).unflatten(1, (3, 3))
+
+
+def with_channels(crop: Tensor, channels: int) -> Tensor:
+    """``crop`` (batch, c, x, y, z) with zeros for the channels that it lacks.
+
+    ValueError if it has more than ``channels``.
+    """
+    missing = channels - crop.shape[1]
+    if missing < 0:
+        raise ValueError(f"expected at most {channels} channels, got {tuple(crop.shape)}")
+    return functional.pad(crop, (0, 0) * 3 + (0, missing)) if missing else crop
 
 
 def pool_axes(field: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,46 +187,57 @@ class Prediction(NamedTuple):
 
 
 class HeadPoseNet(nn.Module):
-    """The whole chain from volume to pose: localizer, crop, E3CNN, frame.
+    """The whole chain from volume to pose: localizer, crop, rotation network, frame.
 
     Parameters
     ----------
+    rotation : network from crop to field of axes, an ``E3CNN`` by default. If it has more than
+        one input channel, it also sees the localizer's probabilities of brain and of eyes: scalar
+        fields that turn with the image, so that equivariance stays.
     spacing_mm : voxel size of the working grid
     crop_size : voxels along the side of the crop
     crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
     min_brain_ml : a smaller brain mask counts as "no head" (at 20 weeks a brain has about 45 ml)
-    localizer_channels : channels of the levels of the MONAI UNet that labels brain and eyes
-    **rotation : arguments of ``E3CNN``
+    localizer_channels : features of the MONAI BasicUNet that labels brain and eyes: five levels,
+        and the last layer
+    maps_dropout : share of the training items that see the image alone, so that the rotation does
+        not hang on the localizer
+    turns : lattices on which the crop is sampled at inference; all their fields are pooled. More
+        of them take more of the lattice out of the pose, at the cost of the rotation network.
 
     Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of
     ``spacing_mm``, intensities scaled to [0, 1].
     """
 
+    turns: Tensor
+
     def __init__(
         self,
+        rotation: nn.Module | None = None,
         spacing_mm: float = 4.0,
         crop_size: int = 24,
         crop_fill: float = 0.6,
         min_brain_ml: float = 10.0,
-        localizer_channels: Sequence[int] = (8, 16, 32, 64),
-        **rotation: int | str | Sequence[int],
+        localizer_channels: Sequence[int] = (16, 16, 32, 64, 64, 16),
+        maps_dropout: float = 0.25,
+        turns: int = 4,
     ) -> None:
         super().__init__()
         self.spacing_mm = float(spacing_mm)
         self.crop_size = crop_size
         self.crop_fill = crop_fill
         self.min_brain_ml = min_brain_ml
-        self.localizer = UNet(
+        self.maps_dropout = maps_dropout
+        self.register_buffer("turns", spread_rotations(turns).float(), persistent=False)
+        self.localizer = BasicUNet(
             spatial_dims=3,
             in_channels=8,
             out_channels=3 * 8,
-            channels=tuple(localizer_channels),
-            strides=(1,) + (2,) * (len(localizer_channels) - 2),
-            norm=("INSTANCE", {"affine": True}),
-            act="LEAKYRELU",
+            features=tuple(localizer_channels),
+            # transposed convolutions are several times slower on CPUs
+            upsample="nontrainable",
         )
-        self._multiple = 2 ** (len(localizer_channels) - 1)
-        self.rotation = E3CNN(**rotation)  # type: ignore[arg-type]
+        self.rotation = E3CNN(in_channels=3) if rotation is None else rotation
 
     def localize(self, volume: Tensor) -> Tensor:
         """Logits (batch, 3, x, y, z) of background, brain and eyes.
@@ -218,24 +246,46 @@ class HeadPoseNet(nn.Module):
         unlike pooling it keeps the small eyes.
         """
         shape = volume.shape[2:]
-        m = self._multiple  # at least two: instance norm needs more than one voxel at the bottom
-        padding = [p for n in reversed(shape) for p in (0, max(-n % m, 2 * m - n))]
+        # whole blocks, and two of them at the bottom: instance norm needs more than one voxel
+        padding = [p for n in reversed(shape) for p in (0, max(n % 2, 2 * LOCALIZER_STRIDE - n))]
         blocks = space_to_channels(functional.pad(volume, padding))
         logits = channels_to_space(self.localizer(blocks))
         return logits[..., : shape[0], : shape[1], : shape[2]]
 
-    def axis_field(self, volume: Tensor, box: Box) -> Tensor:
-        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from the crops in ``box``."""
-        return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
+    def axis_field(self, volume: Tensor, logits: Tensor, box: Box) -> Tensor:
+        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from the crops in ``box``.
 
-    def predict(self, volume: Tensor) -> Prediction:
-        """Pose, confidence, brain volume and labels of every volume of the batch."""
-        logits = self.localize(volume)
+        At inference the crop is sampled on every lattice of ``turns``, and the fields, turned
+        back, stand one behind the other: (batch, 3, 3, turns * s, s, s).
+        """
+        maps = [volume]
+        if cast(int, self.rotation.in_channels) > 1:
+            foreground = logits.detach().softmax(1)[:, 1:]
+            if self.training and self.maps_dropout:
+                shown = torch.rand(len(volume), device=volume.device) >= self.maps_dropout
+                foreground = foreground * shown.view(-1, 1, 1, 1, 1)
+            maps.append(foreground)
+        channels = torch.cat(maps, dim=1)
+        if self.training:
+            return self.rotation(crop_cube(channels, box, self.crop_size, self.spacing_mm))
+        fields = []
+        for turn in self.turns:
+            crop = crop_cube(channels, box, self.crop_size, self.spacing_mm, turn)
+            field = self.rotation(crop)
+            fields.append(torch.einsum("ij,bajxyz->baixyz", turn.to(field), field))
+        return torch.cat(fields, dim=3)
+
+    def predict(self, volume: Tensor, logits: Tensor | None = None) -> Prediction:
+        """Pose, confidence, brain volume and labels of every volume of the batch.
+
+        ``logits`` are those of ``localize``, if they are known already.
+        """
+        logits = self.localize(volume) if logits is None else logits
         label = logits.argmax(1, keepdim=True)
         ball = densest_ball(logits.softmax(1)[:, 1:2], self.spacing_mm)
         brain = largest_component((label == 1) & ball)
         box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
-        axes, confidence = pool_axes(self.axis_field(volume, box))
+        axes, confidence = pool_axes(self.axis_field(volume, logits, box))
         pose = rigid(frame_to_rotation(axes), box.center_mm)
         found = volume_ml >= self.min_brain_ml
         pose = torch.where(found[:, None, None], pose, torch.nan)
@@ -252,4 +302,5 @@ class HeadPoseNet(nn.Module):
         """
         if box is None:
             return self.predict(volume).head_to_grid
-        return self.localize(volume), self.axis_field(volume, box)
+        logits = self.localize(volume)
+        return logits, self.axis_field(volume, logits, box)

@@ -15,11 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from .files import partial_path, write_text
+from .files import write_nifti, write_text
 from .simulation.anatomy import AGE_RANGE_WEEKS
 from .simulation.contrast import CONTRASTS
 from .simulation.volume import Phantom, PhantomGenerator, make_phantom
@@ -130,8 +129,8 @@ def _write_volume(
     sequence = np.random.SeedSequence([seed, SECTIONS.index(section), i])
     generator.set_random_state(seed=int(sequence.generate_state(1)[0]))
     phantom = generator(head)
-    _write_nifti(root / image, phantom.image, phantom.affine)
-    _write_nifti(root / label, phantom.label, phantom.affine)
+    write_nifti(root / image, phantom.image, phantom.affine)
+    write_nifti(root / label, phantom.label, phantom.affine)
     pose, right, left = phantom.head_to_world, phantom.right_eye_mm, phantom.left_eye_mm
     entry = {
         "image": image,
@@ -171,15 +170,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1) + "\n"
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
-
-
-def _write_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """Write a NIfTI file through a temporary name; gzip level 1, nibabel's default."""
-    partial = partial_path(path)
-    image = nib.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
-    image.to_filename(partial)
-    os.replace(partial, path)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

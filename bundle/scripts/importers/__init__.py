@@ -1,0 +1,1 @@
+"""Data of others, in this product's format: a module for each layout."""
