@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from scripts.crop import Box, brain_box, crop_cube, densest_ball, largest_component
+from scripts.crop import (
+    Box,
+    ball,
+    brain_box,
+    crop_cube,
+    densest_place,
+    largest_component,
+    window,
+)
 from symmetry import SYMMETRIES, move_voxels
 
 SPACING_MM = 4.0
@@ -165,6 +174,56 @@ def test_crop_turns_with_the_volume():
         torch.testing.assert_close(found, move_voxels(crop, g), atol=1e-12, rtol=0)
 
 
+def turned_cells(box: Box, size: int, turn: np.ndarray, item: int = 0) -> np.ndarray:
+    """As ``cell_centers``, of a cube whose axes are the columns of ``turn``."""
+    center = box.center_mm[item].numpy()
+    return center + np.einsum("ij,xyzj->xyzi", turn, cell_centers(box, size, item) - center)
+
+
+def test_turned_crop_samples_the_turned_cube():
+    """A ramp that all of the cube lies in is sampled without any error of interpolation."""
+    shape, size, slope = (30, 32, 28), 10, np.array([1.0, -0.7, 0.4])
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    ramp = 300.0 + SPACING_MM * (index - (np.array(shape) - 1) / 2) @ slope
+    box = Box(torch.tensor([[7.0, -4.0, 3.0], [0, 5.0, -6]]).double(), torch.tensor([50.0, 41.0]))
+    volume = torch.from_numpy(ramp).expand(2, 1, *shape)
+    for turn in Rotation.random(4, random_state=0).as_matrix():
+        found = crop_cube(volume, box, size, SPACING_MM, torch.from_numpy(turn))
+        for k in range(2):
+            expected = 300.0 + turned_cells(box, size, turn, k) @ slope
+            np.testing.assert_allclose(found[k, 0], expected, atol=1e-9)
+            assert np.abs(300.0 + turned_cells(box, size, turn.T, k) @ slope - expected).max() > 5
+
+
+def test_turned_crop_shows_a_blob_where_its_axes_say():
+    shape, size, sigma = (36, 36, 36), 24, 9.0
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    points = SPACING_MM * (index - (np.array(shape) - 1) / 2)
+    box = Box(torch.tensor([[6.0, -9.0, 4.0]]), torch.tensor([80.0]))
+    turn = Rotation.from_euler("xyz", [25, -70, 130], degrees=True).as_matrix()
+    seen = np.array([0.25, -0.125, 0.3])  # place in the cube, in sides from its centre
+    place = box.center_mm[0].numpy() + 80.0 * turn @ seen
+    blob = np.exp(-((points - place) ** 2).sum(-1) / (2 * sigma**2)).astype(np.float32)
+    volume = torch.from_numpy(blob)[None, None]
+    crop = crop_cube(volume, box, size, SPACING_MM, torch.from_numpy(turn).float())[0, 0]
+    brightest = np.unravel_index(crop.numpy().argmax(), crop.shape)
+    np.testing.assert_allclose((np.array(brightest) + 0.5) / size - 0.5, seen, atol=0.5 / size)
+    distance2 = ((turned_cells(box, size, turn) - place) ** 2).sum(-1)
+    np.testing.assert_allclose(crop, np.exp(-distance2 / (2 * sigma**2)), atol=0.06)
+    straight = crop_cube(volume, box, size, SPACING_MM)[0, 0]
+    assert (straight - crop).abs().max() > 0.5
+
+
+def test_turn_by_nothing_is_no_turn_and_by_a_symmetry_reorders_the_cells():
+    volume = torch.rand(2, 2, 9, 12, 10, dtype=torch.float64)
+    box = Box(torch.tensor([[6.0, -9.0, 4.0], [1, 2, 3]]).double(), torch.tensor([40.0, 30.0]))
+    crop = crop_cube(volume, box, 8, SPACING_MM)
+    assert crop_cube(volume, box, 8, SPACING_MM, torch.eye(3)).equal(crop)
+    for g in SYMMETRIES:
+        found = crop_cube(volume, box, 8, SPACING_MM, g)
+        torch.testing.assert_close(found, move_voxels(crop, g.T), atol=1e-12, rtol=0)
+
+
 def test_gradients_pass_through_the_crop():
     volume = torch.rand(1, 1, 8, 8, 8, requires_grad=True)
     center = torch.tensor([[2.0, 1.0, -3.0]], requires_grad=True)
@@ -176,16 +235,59 @@ def test_gradients_pass_through_the_crop():
     assert (center.grad != 0).all()
 
 
-def test_densest_ball_cuts_a_leak_and_keeps_the_brain():
+def test_ball_at_the_densest_place_cuts_a_leak_and_keeps_the_brain():
     shape, spacing = (40, 34, 30), 4.0
     index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1)
     center = torch.tensor([[12, 20, 11], [25, 12, 18]])
     brain = (index - center[:, None, None, None]).float().norm(dim=-1) < 9
     leak = torch.zeros_like(brain)
     leak[:, :, 15:17, 14:16] = True  # a thin sheet of "brain" through the whole volume
-    ball = densest_ball((brain | leak).float().unsqueeze(1), spacing)
-    assert (ball[:, 0] & brain).sum() == brain.sum()
+    probability = (brain | leak).float().unsqueeze(1)
+    place = densest_place(probability, spacing)
+    inside = ball(place, shape, spacing)
+    assert inside.shape == (2, 1, *shape)
+    assert (inside[:, 0] & brain).sum() == brain.sum()
     distance = spacing * (index - center[:, None, None, None]).float().norm(dim=-1)
-    assert distance[ball[:, 0]].max() <= 56 + 5 * spacing  # the leak pulls the centre a little
-    single = densest_ball((brain | leak)[1:].float().unsqueeze(1), spacing)
-    assert torch.equal(ball[1:], single)
+    assert distance[inside[:, 0]].max() <= 56 + 5 * spacing  # the leak pulls the centre a little
+    assert densest_place(probability[1:], spacing).equal(place[1:])
+    assert ball(place[1:], shape, spacing).equal(inside[1:])
+
+
+def test_densest_place_is_that_of_the_mean_over_the_cube():
+    """Against scipy, with zeros outside; also in volumes smaller than the cube of 11 voxels."""
+    for shape in ((17, 20, 15), (5, 30, 8), (3, 3, 3)):
+        probability = np.random.default_rng(0).random((2, 1, *shape))
+        found = densest_place(torch.from_numpy(probability), SPACING_MM, window_mm=40.0)
+        for k in range(2):
+            dense = ndimage.uniform_filter(probability[k, 0], 11, mode="constant")
+            assert dense[tuple(found[k].tolist())] == pytest.approx(dense.max(), rel=1e-9)
+
+
+def test_ball_is_round_and_where_it_should_be():
+    found = ball(torch.tensor([[4, 9, 2]]), (16, 14, 12), SPACING_MM, radius_mm=20.0)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in (16, 14, 12)), indexing="ij"), axis=-1)
+    expected = SPACING_MM * np.linalg.norm(index - [4, 9, 2], axis=-1) <= 20
+    np.testing.assert_array_equal(found[0, 0], expected)
+
+
+def test_window_is_a_slice_of_the_padded_volume():
+    volume = torch.rand(3, 2, 7, 12, 9)
+    start = torch.tensor([[1, 2, 0], [-4, 7, 5], [30, -30, 0]])
+    part = window(volume, start, (6, 6, 6))
+    assert part.shape == (3, 2, 6, 6, 6)
+    padded = np.pad(volume.numpy(), [(0, 0)] * 2 + [(40, 40)] * 3)
+    for k in range(3):
+        x, y, z = (40 + start[k]).tolist()
+        np.testing.assert_array_equal(part[k], padded[k, :, x : x + 6, y : y + 6, z : z + 6])
+    assert (part[2] == 0).all()
+
+
+def test_window_can_be_put_back():
+    volume, start = torch.rand(2, 1, 7, 12, 9), torch.tensor([[1, 2, 0], [-4, 7, 5]])
+    back = window(window(volume, start, (6, 6, 6)), -start, volume.shape[2:])
+    seen = torch.zeros_like(volume)
+    seen[0, :, 1:7, 2:8, 0:6] = 1
+    seen[1, :, 0:2, 7:12, 5:9] = 1
+    assert back.equal(volume * seen)
+    whole = window(volume, torch.tensor([[-3, -2, -1]] * 2), (16, 16, 16))
+    assert window(whole, torch.tensor([[3, 2, 1]] * 2), volume.shape[2:]).equal(volume)

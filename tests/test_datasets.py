@@ -1,4 +1,7 @@
-"""datasets.py and files.py: errors that name the culprit, and one bad volume among good ones."""
+"""datasets.py and files.py: errors that name the culprit, and one bad volume among good ones.
+
+Also mixtures of data sets, and the command line of the importers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,21 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 
 from conftest import head_pose, make_affine, save_nifti
-from scripts.datasets import CaseDataset, case_name, datalist, volumes_in
+from scripts.datasets import (
+    CaseDataset,
+    case_name,
+    datalist,
+    main,
+    mixture,
+    mixture_sampler,
+    mixture_weights,
+    volumes_in,
+)
 from scripts.files import partial_path, write_text
+from scripts.importers import fetal_align
 from scripts.transforms import LoadVolumed, ToWorkingGridd
+from test_importer_e3pose import Source
+from test_importer_fetal_align import Clone
 
 VOLUME = np.random.default_rng(0).random((12, 14, 16)).astype(np.float32)
 
@@ -119,6 +134,185 @@ def test_datalist_errors_name_the_file_and_the_entry(dataset, content, error, me
 def test_datalist_without_dataset(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file"):
         datalist(tmp_path, "training")
+
+
+def entries_of(*subjects):
+    """Entries of a mixture: a string for each data set, a letter for each stack's fetus."""
+    return [
+        {"image": f"{source}_{number}.nii", "subject": subject, "source": source}
+        for source, letters in enumerate(subjects)
+        for number, subject in enumerate(letters)
+    ]
+
+
+def test_mixture_tells_the_data_sets_apart(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder, names in zip(folders, (["a", "b"], [], ["a"]), strict=True):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.nii").touch()
+        content = {"training": [{"image": f"{name}.nii"} for name in names], "test": []}
+        (folder / "dataset.json").write_text(json.dumps(content))
+    entries = mixture(folders, "training")
+    assert [(entry["source"], entry["case"]) for entry in entries] == [(0, "a"), (0, "b"), (2, "a")]
+    assert entries[2] == datalist(folders[2], "training")[0] | {"source": 2}
+    assert mixture(folders, "test") == mixture([], "training") == []
+    with pytest.raises(ValueError, match=r"one/dataset\.json: no section 'validation'"):
+        mixture(folders, "validation")
+
+
+@pytest.mark.parametrize(
+    ("subjects", "shares", "expected"),
+    [
+        (["ab"], [1], [1 / 2, 1 / 2]),
+        # a fetus with many stacks counts as much as one with a single stack
+        (["aaab"], [1.0], [1 / 6, 1 / 6, 1 / 6, 1 / 2]),
+        (["ab", "cdef"], [0.5, 0.5], [1 / 4] * 2 + [1 / 8] * 4),
+        (["aab", "c"], [0.2, 0.8], [0.05, 0.05, 0.1, 0.8]),
+        # the same name in two data sets is two fetuses
+        (["ab", "aa"], [0.4, 0.6], [0.2, 0.2, 0.3, 0.3]),
+        (["ab", "c"], [1.0, 0.0], [0.5, 0.5, 0.0]),
+        (["ab", "", "c"], [0.5, 0, 0.5], [0.25, 0.25, 0.5]),
+        (["ab", "cd", "ef"], [0.7, 0.1, 0.2], [0.35, 0.35, 0.05, 0.05, 0.1, 0.1]),
+    ],
+)
+def test_mixture_weights(subjects, shares, expected):
+    entries = entries_of(*subjects)
+    assert mixture_weights(entries, shares) == pytest.approx(expected)
+    # the order of the entries does not matter
+    assert mixture_weights(entries[::-1], shares) == pytest.approx(expected[::-1])
+
+
+@pytest.mark.parametrize(
+    ("subjects", "shares", "message"),
+    [
+        (["ab", "c"], [0.5, 0.6], r"sum to 1, got \[0.5, 0.6\]"),
+        (["ab", "c"], [0.5, 0.4], r"sum to 1, got \[0.5, 0.4\]"),
+        (["ab", "c"], [1.5, -0.5], r"0 or more and sum to 1, got \[1.5, -0.5\]"),
+        (["ab", "c"], [1.0], "1 shares for 2 data sets"),
+        (["ab", "c", "d"], [0.5, 0.5], "2 shares for 3 data sets"),
+        (["ab", "c"], [0.5, 0.3, 0.2], "data set 2 has a share of 0.2 but no entry"),
+        (["", "c"], [0.1, 0.9], "data set 0 has a share of 0.1 but no entry"),
+        ([], [1.0], "data set 0 has a share of 1.0 but no entry"),
+    ],
+)
+def test_shares_that_cannot_be(subjects, shares, message):
+    with pytest.raises(ValueError, match=message):
+        mixture_weights(entries_of(*subjects), shares)
+    with pytest.raises(ValueError, match=message):
+        mixture_sampler(entries_of(*subjects), shares, 10)
+
+
+def test_mixture_sampler_draws_at_the_stated_rate():
+    entries, number = entries_of("aaaaaaab", "cd", "e"), 20000
+    sampler = mixture_sampler(entries, [0.25, 0.75, 0.0], number)
+    assert len(sampler) == number
+    drawn = list(sampler)
+    assert len(drawn) == number
+    share = np.bincount(drawn, minlength=len(entries)) / number
+    expected = np.array([0.125 / 7] * 7 + [0.125, 0.375, 0.375, 0])
+    deviation = np.sqrt(expected * (1 - expected) / number)
+    assert (abs(share - expected) <= 4 * deviation).all()
+    # another epoch draws anew, a seed draws the same again
+    assert list(sampler) != drawn
+    torch.manual_seed(0)
+    assert list(sampler) == drawn
+
+
+def test_mixture_sampler_feeds_a_loader():
+    entries = entries_of("aab", "c")
+    sampler = mixture_sampler(entries, [0.5, 0.5], 50)
+    batches = list(DataLoader(entries, batch_size=10, sampler=sampler))
+    assert len(batches) == 5
+    sources = torch.cat([batch["source"] for batch in batches])
+    assert 10 < int(sources.sum()) < 40
+
+
+def run_main(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def test_command_line_fetal_align(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetal_align, "brain_mask", lambda aligned, *_: aligned > 500)
+    clone = Clone(tmp_path).add(1).add(2, ga_weeks=28.0).add(3, ga_weeks=33.0).write()
+    where = ("fetal_align", "--source", clone.source, "--dataset_dir", clone.dataset)
+    run_main(*where, "--validation", "ga33.00", "--test", "ga31.00,ga28.00,")
+    assert capsys.readouterr().out == f"{clone.dataset / 'dataset.json'}\n"
+    expected = {"training": [], "validation": ["ep2d_03"], "test": ["ep2d_01", "ep2d_02"]}
+    assert clone.cases() == expected
+    run_main(*where)
+    assert clone.cases()["training"] == ["ep2d_01", "ep2d_02", "ep2d_03"]
+
+
+def test_command_line_e3pose(tmp_path, capsys):
+    source = Source(tmp_path)
+    for number in range(4):
+        source.add(f"frame{number}")
+    source.write()
+    where = ("--images", source.images, "--labels", source.labels, "--angles_csv", source.csv)
+    found = []
+    for name, options in (
+        ("plain", ()),
+        ("turned", ("--canonical_axes", "LPS")),
+        ("seed0", ("--validation_share", 0.25)),
+        ("seed3", ("--validation_share", "0.25", "--seed", "3")),
+    ):
+        run_main("e3pose", *where, "--dataset_dir", tmp_path / name, *options)
+        assert capsys.readouterr().out == f"{tmp_path / name / 'dataset.json'}\n"
+        found.append(json.loads((tmp_path / name / "dataset.json").read_text()))
+    plain, turned, *drawn = found
+    assert [len(content["training"]) for content in found] == [4, 4, 3, 3]
+    assert [len(content["validation"]) for content in found] == [0, 0, 1, 1]
+    assert plain["training"][0]["head_to_world"] != turned["training"][0]["head_to_world"]
+    assert drawn[0]["validation"] != drawn[1]["validation"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("fetal_align --source {0}/gone --dataset_dir {0}/new", "/gone: neither loaddata.m nor"),
+        (
+            "fetal_align --source {0} --dataset_dir {0}/new --test f01",
+            "validation () and test ('f01',) must be disjoint and among the subjects ['ga31.00']",
+        ),
+        ("fetal_align --dataset_dir {0}/new", "required: --source"),
+        ("fetal_align --source {0}", "required: --dataset_dir"),
+        (
+            "e3pose --images {0} --labels {0} --angles_csv {0}/gone.csv --dataset_dir {0}/new",
+            "No such file or directory: '{0}/gone.csv'",
+        ),
+        (
+            "e3pose --images {0} --labels {0} --angles_csv {0}/a.csv --dataset_dir {0}/new",
+            "a.csv, line 2: {0}/frame.nii.gz: no such file, nor .nii",
+        ),
+        (
+            "e3pose --images {0} --labels {0} --angles_csv {0}/a.csv --dataset_dir {0}/new "
+            "--canonical_axes RAA",
+            "canonical_axes must be a letter each of RL, AP and SI, got 'RAA'",
+        ),
+        (
+            "e3pose --images {0} --labels {0} --angles_csv {0}/a.csv --dataset_dir {0}/new "
+            "--validation_share half",
+            "--validation_share: invalid float value: 'half'",
+        ),
+        ("e4pose --dataset_dir {0}/new", "invalid choice: 'e4pose'"),
+        ("", "required: command"),
+    ],
+)
+def test_command_line_errors_end_with_code_2(tmp_path, capsys, arguments, message):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ep2d_01.nii.gz").touch()
+    landmarks = "bman{1} = [1 1 1]; lman{1} = [0 2 0]; rman{1} = [2 2 0];"
+    (tmp_path / "loaddata.m").write_text(f"ga(1) = 31;\n{landmarks}\n")
+    (tmp_path / "a.csv").write_text("frame_id,rot_x,rot_y,rot_z\nframe,1,2,3\n")
+    with pytest.raises(SystemExit) as raised:
+        run_main(*(argument.format(tmp_path) for argument in arguments.split()))
+    assert raised.value.code == 2
+    printed = capsys.readouterr()
+    assert message.format(tmp_path) in printed.err
+    assert "python -m scripts.datasets" in printed.err
+    assert not printed.out
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,39 @@ def test_quaternion_matches_scipy_and_is_uniform():
     assert angles.mean().item() == pytest.approx(np.degrees(np.pi / 2 + 2 / np.pi), abs=1.5)
 
 
+@pytest.mark.parametrize("number", [1, 2, 4, 7, 8, 32])
+def test_spread_rotations_are_proper_and_begin_at_the_identity(number):
+    rotations = g.spread_rotations(number)
+    assert rotations.shape == (number, 3, 3)
+    assert rotations.dtype == torch.float64
+    identity = torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(
+        rotations @ rotations.mT, identity.expand(number, 3, 3), atol=1e-12, rtol=0
+    )
+    torch.testing.assert_close(rotations[0], identity, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(torch.linalg.det(rotations), 1, atol=1e-12)
+    assert g.spread_rotations(number).equal(rotations)
+
+
+def nearest_deg(rotations: torch.Tensor) -> float:
+    """Smallest angle between any two."""
+    angles = g.geodesic_deg(rotations[:, None], rotations[None])
+    return (angles + 360 * torch.eye(len(rotations))).min().item()
+
+
+@pytest.mark.parametrize(("number", "apart_deg"), [(4, 80), (8, 60), (16, 45), (32, 35)])
+def test_spread_rotations_are_spread(number, apart_deg):
+    found = g.spread_rotations(number)
+    assert nearest_deg(found) > apart_deg
+    drawn = [
+        torch.from_numpy(Rotation.random(number, random_state=seed).as_matrix())
+        for seed in range(20)
+    ]
+    assert nearest_deg(found) > 1.2 * np.median([nearest_deg(r) for r in drawn])
+    if number >= 16:  # they cancel better than the mean of as many at random
+        assert found.mean(0).norm() < 0.7 * np.sqrt(3 / number)
+
+
 @pytest.mark.parametrize("angle", [0.0, 1e-5, 0.3, 90.0, 179.9999, 180.0])
 def test_geodesic_is_exact_near_zero_and_near_180(angle):
     a = rotation_matrix(0)
@@ -126,10 +159,41 @@ def test_head_to_grid_of_scaled_and_mirrored_grids():
         np.testing.assert_allclose((found.numpy() @ np.append(seen, 1.0))[:3], grid_mm, atol=1e-9)
 
 
+def stretch_along(pose: np.ndarray, factors) -> np.ndarray:
+    """World matrix (4, 4) that stretches about the head's origin along the head's axes."""
+    return pose @ np.diag([*factors, 1.0]) @ np.linalg.inv(pose)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_head_to_grid_of_a_head_stretched_along_its_own_axes(mirror):
+    """The axes stay the axes, and every landmark moves by the factor of its axis."""
+    pose, shape, factors = head_pose(), (20, 22, 24), np.array([1.15, 0.9, 1.3])
+    plain = make_affine("RAS", (4.0, 4.0, 4.0), 9.0, shape) @ np.diag([mirror, 1, 1, 1])
+    # the grid shows the stretched head if its voxels lie in the world by the inverse stretch
+    affine = stretch_along(pose, 1 / factors) @ plain
+    found = g.head_to_grid(torch.from_numpy(affine), shape, 4.0, torch.from_numpy(pose))
+    before = g.head_to_grid(torch.from_numpy(plain), shape, 4.0, torch.from_numpy(pose))
+    g.check_rigid(found, "found")
+    torch.testing.assert_close(found, before, atol=1e-9, rtol=0)
+    point = np.array([11.0, -20.0, 31.0])
+    voxel = np.linalg.inv(affine) @ pose @ np.append(point, 1.0)
+    grid_mm = 4.0 * (voxel[:3] - (np.array(shape) - 1) / 2)
+    seen = factors * point * [mirror, 1, 1]
+    np.testing.assert_allclose((found.numpy() @ np.append(seen, 1.0))[:3], grid_mm, atol=1e-9)
+
+
 def test_head_to_grid_refuses_shear():
+    """Also a stretch, unless it runs along the head's own axes."""
     affine = torch.tensor(np.diag([4.0, 4.0, 6.0, 1.0]))
+    pose = torch.from_numpy(head_pose())
     with pytest.raises(ValueError, match="rigid"):
-        g.head_to_grid(affine, (8, 8, 8), 4.0, torch.eye(4))
+        g.head_to_grid(affine, (8, 8, 8), 4.0, pose)
+    upright = torch.eye(4, dtype=torch.float64)
+    assert g.head_to_grid(affine, (9, 9, 9), 4.0, upright)[:3, :3].equal(upright[:3, :3])
+    sheared = torch.tensor([[4.0, 0.4, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
+    for head in (upright, pose):
+        with pytest.raises(ValueError, match="rigid"):
+            g.head_to_grid(sheared, (8, 8, 8), 4.0, head)
 
 
 def test_landmarks_to_pose():

@@ -28,6 +28,8 @@ FIELD_OF_VIEW_MM = 150.0
 POINTS = ("brain", "left_eye", "right_eye")
 SECTIONS = ("training", "validation", "test")
 REAL = Path(__file__).parents[2] / "shared/data/fetal_epi"
+# of scikit-image, where its random walker has not been solved
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 
 def world_points(affine, shape):
@@ -166,7 +168,6 @@ def dice(a, b):
 
 
 @pytest.mark.parametrize("grid", list(GRIDS))
-@pytest.mark.filterwarnings("error::UserWarning")
 def test_poses_and_labels_are_those_of_the_head(clone, grid):
     clone.add(1, grid=grid).run()
     entry, label, affine = entry_of(clone.dataset)
@@ -223,7 +224,6 @@ def test_whole_voxels_give_the_pose_of_the_rounded_landmarks(clone, masks, grid)
 
 
 @pytest.mark.parametrize("size", [0.9, 1.08])
-@pytest.mark.filterwarnings("error::UserWarning")
 def test_the_brains_size_comes_from_the_image(clone, size):
     clone.add(1, size=size, grid="PIL").run()
     _, label, affine = entry_of(clone.dataset)
@@ -256,31 +256,28 @@ def test_the_mask_is_one_piece_without_holes_and_bias_does_not_matter(clone):
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, 700.0])
-@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_without_contrast_the_biometry_decides(value):
-    affine = make_affine("RAS", (4.0, 4.0, 4.0), 0.0, (40, 40, 40))
-    label = make_label(np.full((40, 40, 40), value, np.float32), affine, np.eye(4), 31.0, ())
-    assert (
-        dice(label == 1, brain_radius(world_points(affine, label.shape), np.eye(4), 31) < 1) > 0.8
-    )
+    shape = (40, 40, 40)
+    affine = make_affine("RAS", (4.0, 4.0, 4.0), 0.0, shape)
+    label = make_label(np.full(shape, value, np.float32), affine, np.eye(4), 31.0, ())
+    radius = brain_radius(world_points(affine, shape), np.eye(4), 31.0)
+    assert (label[radius < 0.6] == 1).all()
+    assert dice(label == 1, radius < 1) > 0.7
 
 
-def test_the_random_walker_is_solved(monkeypatch):
+def test_the_random_walker_is_solved(clone, monkeypatch):
     """The probabilities of brain and surround come from two solutions, so their sum tells."""
-    sums = []
+    errors = []
 
     def solved(channels, seeds, **kwargs):
-        probability = random_walker(channels, seeds, **kwargs | {"return_full_prob": True})
-        sums.append(probability.sum(0)[seeds == 0])
-        return random_walker(channels, seeds, **kwargs)
+        brain, other = random_walker(channels, seeds, **kwargs, return_full_prob=True)
+        errors.append(abs(brain + other - 1)[seeds == 0].max())
+        return np.where(brain >= other, 1, 2)
 
     monkeypatch.setattr(fetal_align, "random_walker", solved)
-    shape, affine = (40, 40, 40), make_affine("RAS", (4.0, 4.0, 4.0), 0.0, (40, 40, 40))
-    radius = brain_radius(world_points(affine, shape), np.eye(4), 31.0)
-    # edges and noise this strong part voxels almost wholly from their neighbours
-    image = np.random.default_rng(0).gamma(0.5, np.where(radius < 1, 900.0, 20.0))
-    make_label(image, affine, np.eye(4), 31.0, ())
-    assert abs(sums[0] - 1).max() < 1e-3
+    clone.add(1, ga_weeks=22.0, grid="LPS").run()  # noise parts some voxels from all around them
+    assert errors[0] < 1e-3
 
 
 def test_thick_slices_keep_the_eyes(masks):
@@ -450,11 +447,8 @@ def test_no_stacks_or_none_with_landmarks(clone):
 
 
 AGE = "ga( 1) = 31;\n"
-BRAIN, LEFT, RIGHT = (
-    "bman{ 1} = [ 25  25 25];",
-    "lman{ 1} = [ 20  40 20];",
-    "rman{ 1} = [30 40 20];",
-)
+BRAIN, LEFT = "bman{ 1} = [ 25  25 25];", "lman{ 1} = [ 20  40 20];"
+RIGHT = "rman{ 1} = [ 30  40 20];"
 
 
 @pytest.mark.parametrize(
@@ -606,12 +600,11 @@ def test_another_dataset_is_left_alone(clone, masks, text):
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the public stacks are not here")
-@pytest.mark.filterwarnings("error::UserWarning")
 def test_public_stacks(tmp_path):
     source = tmp_path / "source"
     (source / "stacks").mkdir(parents=True)
     lines = (REAL / "landmarks.csv").read_text().splitlines()
-    names = {"ep2d_10": "f02", "ep2d_22": "f05", "ep2d_33": "f08"}
+    names = {"ep2d_10": "f02", "ep2d_26": "f06", "ep2d_33": "f08"}
     lines = [lines[0], *(line for line in lines if line.split(",")[0] in names), ""]
     (source / "landmarks.csv").write_text("\n".join(lines))
     for name in names:

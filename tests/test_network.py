@@ -10,9 +10,12 @@ import pytest
 import torch
 from e3nn import o3
 from scipy.spatial.transform import Rotation
+from torch import nn
 from torch.nn import functional
 
-from scripts.crop import Box
+from scripts import network
+from scripts.crop import Box, crop_cube
+from scripts.geometry import frame_to_rotation, geodesic_deg
 from scripts.network import (
     E3CNN,
     HeadPoseNet,
@@ -20,11 +23,12 @@ from scripts.network import (
     pool_axes,
     reachable,
     space_to_channels,
+    with_channels,
 )
 from symmetry import SYMMETRIES, move_field, move_voxels, relative_error
 
 TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1}
-TINY_CHAIN = {**TINY, "crop_size": 8, "localizer_channels": (4, 8, 8), "spacing_mm": 4.0}
+TINY_CHAIN = {"crop_size": 8, "localizer_channels": (4, 4, 4, 4, 4, 4), "spacing_mm": 4.0}
 AUTHORS_SMALL = {
     "features": 2,
     "levels": 3,
@@ -57,12 +61,17 @@ def blobs(rotations: torch.Tensor, size: int = 32, sigma: float = 3.0, seed: int
     return ((-distance2 / (2 * sigma**2)).exp() @ heights).unsqueeze(1)
 
 
+def tiny_net(in_channels: int = 3, **config) -> HeadPoseNet:
+    """A HeadPoseNet that runs at once; its E3CNN sees the maps of the localizer as well."""
+    return HeadPoseNet(E3CNN(**TINY, in_channels=in_channels), **{**TINY_CHAIN, **config})
+
+
 # E3CNN
 
 
 def cube_errors(net: E3CNN, side: int) -> dict[int, list[float]]:
     """Relative errors of the field under the cube, of the rotations (1) and the others (-1)."""
-    x = torch.randn(1, 1, side, side, side)
+    x = torch.randn(1, net.in_channels, side, side, side)
     with torch.no_grad():
         field = net(x)
         moved = net(torch.cat([move_voxels(x, g) for g in SYMMETRIES]))
@@ -76,7 +85,9 @@ def cube_errors(net: E3CNN, side: int) -> dict[int, list[float]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pool", ["average", "norm_max"])
 @pytest.mark.parametrize(
-    ("config", "side"), [({}, 12), (AUTHORS_SMALL, 8)], ids=["default", "small_authors"]
+    ("config", "side"),
+    [({}, 12), ({"in_channels": 3}, 12), (AUTHORS_SMALL, 8)],
+    ids=["default", "three_channels", "small_authors"],
 )
 def test_field_is_equivariant_under_the_cube(config, side, pool, dtype, use_dtype):
     use_dtype(dtype)
@@ -210,6 +221,27 @@ def test_the_authors_network_has_the_parameters_of_e3nn(config, parameters):
     assert parameters is None or found == parameters
 
 
+def test_channels_that_a_crop_lacks_count_as_zero():
+    net, image = E3CNN(**TINY, in_channels=3).eval(), torch.randn(2, 1, 8, 8, 8)
+    maps = torch.rand(2, 2, 8, 8, 8)
+    with torch.no_grad():
+        alone = net(image)
+        assert alone.shape == (2, 3, 3, 4, 4, 4)
+        assert alone.equal(net(torch.cat([image, torch.zeros_like(maps)], dim=1)))
+        for channel in (0, 1):  # and those that it has count
+            shown = maps.clone()
+            shown[:, channel] = 0
+            assert relative_error(net(torch.cat([image, shown], dim=1)), alone) > 0.01
+        two = torch.cat([image, maps[:, :1]], dim=1)
+        assert net(two).equal(net(torch.cat([two, torch.zeros_like(image)], dim=1)))
+    assert with_channels(image, 1) is image
+    for given in (4, 5):
+        with pytest.raises(ValueError, match=rf"at most 3 channels, got \(1, {given}, 8, 8, 8\)"):
+            net(torch.zeros(1, given, 8, 8, 8))
+    with pytest.raises(ValueError, match="at most 1 channels"):
+        E3CNN(**TINY)(torch.zeros(1, 2, 8, 8, 8))
+
+
 def test_default_network():
     net = E3CNN()
     assert sum(p.numel() for p in net.parameters()) == 19032
@@ -299,8 +331,8 @@ def intensity_as_logits(volume):
 def chain(monkeypatch):
     """Builds a HeadPoseNet with the stand-in for its localizer."""
 
-    def build(**config):
-        net = HeadPoseNet(**{"min_brain_ml": 1.0, **config}).eval()
+    def build(rotation=None, **config):
+        net = HeadPoseNet(rotation, **{"min_brain_ml": 1.0, "turns": 1, **config}).eval()
         monkeypatch.setattr(net, "localize", intensity_as_logits)
         return net
 
@@ -325,11 +357,16 @@ def heads(shape=(18, 23, 20), batch: int = 1, seed: int = 0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("config", [{"crop_size": 16}, {**AUTHORS_SMALL, "crop_size": 8}])
-def test_pose_turns_with_the_volume(config, dtype, chain, use_dtype):
+@pytest.mark.parametrize(
+    ("config", "crop_size"),
+    [({"in_channels": 3}, 16), ({}, 16), (AUTHORS_SMALL, 8)],
+    ids=["with_maps", "image_alone", "small_authors"],
+)
+def test_pose_turns_with_the_volume(config, crop_size, dtype, chain, use_dtype):
     """The whole chain under the cube: p_grid' = g p_grid, and a mirrored head is a head again."""
     use_dtype(dtype)
-    net, volume, tolerance = chain(**config), heads(), TOLERANCE[dtype]
+    net, volume = chain(E3CNN(**config), crop_size=crop_size), heads()
+    tolerance = TOLERANCE[dtype]
     with torch.no_grad():
         before = net.predict(volume)
         assert before.confidence > 0.01  # a frame that is defined
@@ -350,7 +387,7 @@ def test_pose_turns_with_the_volume(config, dtype, chain, use_dtype):
 
 
 def test_pose_is_rigid_and_centred_on_the_brain(chain):
-    net, volume = chain(**TINY_CHAIN), heads(batch=2)
+    net, volume = chain(E3CNN(**TINY), **TINY_CHAIN), heads(batch=2)
     with torch.no_grad():
         pose, confidence, volume_ml, label = net.predict(volume)
         assert net(volume).equal(pose)
@@ -370,10 +407,11 @@ def test_pose_is_rigid_and_centred_on_the_brain(chain):
     assert ((confidence >= 0) & (confidence <= 1)).all()
 
 
-def test_a_batch_is_a_loop(chain):
+@pytest.mark.parametrize("turns", [1, 4])
+def test_a_batch_is_a_loop(turns, chain):
     """Trap 4, for the whole chain and for the localizer, which the chain here replaces."""
-    net, volumes = chain(**TINY_CHAIN), heads(batch=3)
-    localizer = HeadPoseNet(**TINY_CHAIN).eval()
+    net = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=turns)
+    volumes, localizer = heads(batch=3), tiny_net().eval()
     with torch.no_grad():
         together = net.predict(volumes)
         logits = localizer.localize(volumes)
@@ -391,7 +429,8 @@ def test_a_batch_is_a_loop(chain):
 @pytest.mark.parametrize("empty", [0.0, 0.2, "small"])
 def test_no_head_is_no_pose_and_no_harm(empty, chain):
     """Trap 8: one volume without a head leaves the others of the batch as they are."""
-    net, volumes = chain(**TINY_CHAIN), heads(batch=3)
+    net = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=2)
+    volumes = heads(batch=3)
     with torch.no_grad():
         before = net.predict(volumes)
         if empty == "small":
@@ -412,10 +451,10 @@ def test_no_head_is_no_pose_and_no_harm(empty, chain):
 
 
 @pytest.mark.parametrize(
-    "shape", [(9, 17, 33), (16, 8, 24), (31, 5, 12), (8, 8, 8), (5, 4, 6), (1, 1, 1)]
+    "shape", [(9, 17, 33), (16, 8, 70), (31, 67, 12), (8, 8, 8), (5, 4, 6), (1, 1, 1)]
 )
 def test_volumes_of_any_size(shape):
-    net = HeadPoseNet(**TINY_CHAIN, min_brain_ml=0.0).eval()
+    net = tiny_net(min_brain_ml=0.0).eval()
     volume = torch.rand(2, 1, *shape)
     with torch.no_grad():
         assert net.localize(volume).shape == (2, 3, *shape)
@@ -431,15 +470,21 @@ def forward_with_box(net):
 
 
 def test_training_forward_gives_logits_and_field():
-    net = HeadPoseNet(**TINY_CHAIN)
+    net = tiny_net(turns=2)
     logits, field = forward_with_box(net)
     assert logits.shape == (2, 3, 18, 23, 20)
-    assert field.shape == (2, 3, 3, 4, 4, 4)
+    assert field.shape == (2, 3, 3, 4, 4, 4)  # one lattice; all of them at inference
+    logits, field = forward_with_box(net.eval())
+    assert logits.shape == (2, 3, 18, 23, 20)
+    assert field.shape == (2, 3, 3, 8, 4, 4)
 
 
-@pytest.mark.parametrize("config", [{}, {**TINY_CHAIN, "pool": "norm_max"}])
-def test_gradients_reach_every_parameter(config):
-    net = HeadPoseNet(**config)
+@pytest.mark.parametrize("pool", [None, "norm_max"])
+def test_gradients_reach_every_parameter(pool):
+    net = HeadPoseNet(maps_dropout=0.0)
+    if pool:
+        rotation = E3CNN(**TINY, in_channels=3, pool=pool)
+        net = HeadPoseNet(rotation, **TINY_CHAIN, maps_dropout=0.0)
     logits, field = forward_with_box(net)
     ((logits * torch.randn_like(logits)).sum() + (field * torch.randn_like(field)).sum()).backward()
     for name, parameter in net.named_parameters():
@@ -454,17 +499,31 @@ def test_gradients_reach_every_parameter(config):
 
 
 def test_losses_of_the_two_parts_share_no_parameter():
-    net = HeadPoseNet(**TINY_CHAIN)
-    logits, _ = forward_with_box(net)
+    """The rotation sees the localizer's maps, but its loss does not train the localizer."""
+    net = tiny_net(maps_dropout=0.0)
+    logits, field = forward_with_box(net)
     logits.square().sum().backward()
     assert all(p.grad is None for p in net.rotation.parameters())
     net.zero_grad()
     forward_with_box(net)[1].square().sum().backward()
     assert all(p.grad is None for p in net.localizer.parameters())
+    with torch.no_grad():
+        for parameter in net.localizer.parameters():
+            parameter.mul_(1.5)
+    assert relative_error(forward_with_box(net)[1], field) > 1e-3  # the maps do get there
+
+
+def test_an_image_alone_is_all_that_one_channel_sees():
+    net = tiny_net(in_channels=1)
+    box = Box(torch.tensor([[5.0, -4.0, 3.0]]), torch.tensor([60.0]))
+    volume = heads()
+    expected = net.rotation(crop_cube(volume, box, 8, 4.0))
+    for logits in (torch.zeros(1, 3, *volume.shape[2:]), torch.randn(1, 3, *volume.shape[2:])):
+        assert net.axis_field(volume, logits, box).equal(expected)
 
 
 def test_train_and_eval_agree():
-    net = HeadPoseNet(**TINY_CHAIN)
+    net = tiny_net(turns=1, maps_dropout=0.0)
     with torch.no_grad():
         trained = forward_with_box(net.train())
         evaluated = forward_with_box(net.eval())
@@ -474,20 +533,141 @@ def test_train_and_eval_agree():
         assert b.equal(c)
 
 
+class Recorder(nn.Module):
+    """Rotation network that keeps the crops it is given."""
+
+    in_channels = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crops: list[torch.Tensor] = []
+
+    def forward(self, crop):
+        self.crops.append(crop)
+        return torch.ones(len(crop), 3, 3, 1, 1, 1)
+
+
+def crops_seen(net: HeadPoseNet, passes: int) -> torch.Tensor:
+    """Crops (passes * batch, 3, S, S, S) of eight heads, and of maps that are nowhere zero."""
+    volume = heads(batch=8)
+    logits = torch.stack([0 * volume, volume, -volume], dim=1)[:, :, 0]
+    box = Box(torch.zeros(8, 3), torch.full((8,), 40.0))
+    for _ in range(passes):
+        net.axis_field(volume, logits, box)
+    return torch.cat(net.rotation.crops)
+
+
+def test_the_crop_shows_the_image_and_the_probabilities():
+    net = HeadPoseNet(Recorder(), **TINY_CHAIN, turns=1).eval()
+    crop = crops_seen(net, 1)
+    volume = heads(batch=8)
+    probability = torch.cat([0 * volume, volume, -volume], dim=1).softmax(1)
+    shown = torch.cat([volume, probability[:, 1:]], dim=1)  # background is the rest
+    box = Box(torch.zeros(8, 3), torch.full((8,), 40.0))
+    torch.testing.assert_close(crop, crop_cube(shown, box, 8, 4.0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_maps_are_dropped_in_training_only(share):
+    """Whole items lose both maps, never the image, as often as stated."""
+    net = HeadPoseNet(Recorder(), **TINY_CHAIN, turns=1, maps_dropout=share).train()
+    trained = crops_seen(net, 60)
+    brain, eyes = trained[:, 1].flatten(1).amax(1), trained[:, 2].flatten(1).amax(1)
+    assert ((brain == 0) == (eyes == 0)).all()
+    assert (brain == 0).float().mean().item() == pytest.approx(share, abs=0.08)
+    assert trained[:, 0].equal(trained[:8, 0].repeat(60, 1, 1, 1))
+    if share == 0.25:  # each item for itself, not the batch as a whole
+        dropped = (brain == 0).view(60, 8)
+        assert (dropped.any(1) & ~dropped.all(1)).any()
+    net.rotation.crops.clear()
+    evaluated = crops_seen(net.eval(), 4)
+    assert (evaluated.flatten(2).amin(2) > 0).all()
+
+
+# The lattices of inference
+
+
+class Moments(nn.Module):
+    """Rotation network without parameters whose axes turn with the crop at any angle.
+
+    Two first moments, of the intensity and of its square times the radius, and their cross product.
+    """
+
+    in_channels = 3
+
+    def forward(self, crop):
+        size = crop.shape[-1]
+        cells = (torch.arange(size) + 0.5) / size - 0.5
+        points = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"))
+        image = crop[:, :1]
+        anterior = (image * points).sum((2, 3, 4))
+        superior = (image.square() * points.norm(dim=0) * points).sum((2, 3, 4))
+        right = torch.linalg.cross(anterior, superior)
+        axes = torch.stack([right, anterior, superior], dim=1)
+        return axes[..., None, None, None].expand(-1, -1, -1, 2, 2, 2)
+
+
+def pose_of_moments(turns: int) -> torch.Tensor:
+    net = HeadPoseNet(Moments(), **{**TINY_CHAIN, "crop_size": 24}, turns=turns).eval()
+    volume = blobs(torch.eye(3)[None], size=32)  # which fade out well inside of the cube's ball
+    box = Box(torch.zeros(1, 3), torch.tensor([120.0]))
+    field = net.axis_field(volume, torch.zeros(1, 3, 32, 32, 32), box)
+    assert field.shape == (1, 3, 3, 2 * turns, 2, 2)
+    return frame_to_rotation(pool_axes(field)[0])
+
+
+@pytest.mark.parametrize("turns", [2, 4, 8])
+def test_fields_are_turned_back(turns, monkeypatch):
+    """Every lattice gives one pose for a network that is equivariant at any angle."""
+    expected = pose_of_moments(1)
+    assert geodesic_deg(pose_of_moments(turns), expected).item() < 0.5
+    # the yardstick sees a field that is turned the wrong way: the crop's turn is transposed here
+    monkeypatch.setattr(network, "crop_cube", lambda *given: crop_cube(*given[:4], given[4].mT))
+    assert geodesic_deg(pose_of_moments(turns), expected).item() > 10
+
+
+def turned_pose_error(turns: int, networks: int = 12, rotations: int = 4) -> float:
+    """Median angle, in degrees, by which e_y and e_z of an untrained network miss a turn.
+
+    The blobs are turned without interpolation, by any angle, in a volume that the cube fills.
+    """
+    angles = []
+    for seed in range(networks):
+        torch.manual_seed(seed)
+        net = HeadPoseNet(E3CNN(**TINY), **{**TINY_CHAIN, "crop_size": 16}, turns=turns).eval()
+        turned = torch.from_numpy(Rotation.random(rotations, random_state=seed).as_matrix()).float()
+        volumes = blobs(torch.cat([torch.eye(3)[None], turned]), 32, seed=seed)
+        box = Box(torch.zeros(len(volumes), 3), torch.full((len(volumes),), 128.0))
+        with torch.no_grad():
+            logits = torch.zeros(len(volumes), 3, 32, 32, 32)
+            axes, _ = pool_axes(net.axis_field(volumes, logits, box))
+        expected = axes[0] @ turned.mT
+        cosine = torch.cosine_similarity(axes[1:], expected, dim=-1)[:, 1:]
+        angles.append(cosine.clamp(-1, 1).acos().rad2deg())
+    return torch.cat(angles).median().item()
+
+
+def test_more_lattices_leave_less_of_the_lattice_in_the_pose():
+    errors = {turns: turned_pose_error(turns) for turns in (1, 4, 16)}
+    print("median error by turns:", errors)
+    assert errors[4] < 0.8 * errors[1]
+    assert errors[16] < 0.5 * errors[1]
+
+
 def outputs(net):
     with torch.no_grad():
         return forward_with_box(net)
 
 
 def test_state_dict_holds_weights_only():
-    net = HeadPoseNet(**TINY_CHAIN).eval()
-    outputs(net)  # a kept kernel is no weight
+    net = tiny_net().eval()
+    outputs(net)  # a kept kernel is no weight, nor are the lattices
     state = net.state_dict()
     assert list(state) == [name for name, _ in net.named_parameters()]
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    other = HeadPoseNet(**TINY_CHAIN).eval()
+    other = tiny_net().eval()
     assert not outputs(other)[1].equal(outputs(net)[1])
     other.load_state_dict(torch.load(file, weights_only=True))
     for a, b in zip(outputs(other), outputs(net), strict=True):
@@ -496,7 +676,7 @@ def test_state_dict_holds_weights_only():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_are_whole_and_apart(duplicate):
-    net = HeadPoseNet(**TINY_CHAIN).eval()
+    net = tiny_net().eval()
     expected = outputs(net)
     twin = duplicate(net)
     for a, b in zip(outputs(twin), expected, strict=True):

@@ -85,6 +85,39 @@ def test_intensities_are_clipped_at_the_percentiles(tmp_path, volume):
     assert 0.3 < d["image"].mean() < 0.7
 
 
+def test_scaling_is_that_of_the_percentiles(tmp_path, volume, monkeypatch):
+    """Of the voxels that are not zero, on the grid."""
+    volume = 40 * volume**3 - 7
+    volume[:6] = 0
+    entry = {"image": save_nifti(tmp_path / "a.nii.gz", volume)}
+    found = to_grid(entry, label_key=None)["image"]
+    monkeypatch.setattr(transforms, "ScaleIntensityRange", lambda **_: lambda image: image)
+    before = to_grid(entry, label_key=None)["image"]
+    values = before.numpy()
+    assert values.min() < -3
+    assert values.max() > 10
+    assert (values == 0).mean() > 0.1
+    low, high = np.quantile(values[values != 0].astype(np.float64), [0.005, 0.995])
+    expected = np.clip((values - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.affine, before.affine)
+
+
+def test_padding_does_not_move_the_scale(tmp_path, volume):
+    """The head is as bright in a volume with wide margins of zeros as with narrow ones."""
+    images = []
+    for margin in (8, 20):  # 6 and 15 voxels of the grid
+        path = save_nifti(tmp_path / f"{margin}.nii.gz", np.pad(volume, margin))
+        images.append(to_grid({"image": path}, label_key=None)["image"][0])
+    narrow, wide = images
+    assert wide.shape == tuple(n + 18 for n in narrow.shape)
+    torch.testing.assert_close(wide[9:-9, 9:-9, 9:-9], narrow, atol=1e-4, rtol=0)
+    assert narrow.max() == 1
+    everywhere = np.percentile(wide.numpy(), 99.5)  # the trap: this depends on the margin
+    assert everywhere < 0.9 * np.percentile(narrow.numpy(), 99.5)
+
+
 def halves(tmp_path, wave_amplitude):
     """A ramp along z of 1 mm voxels, with a 1 mm checkerboard over one half."""
     x, y, z = np.meshgrid(*(np.arange(48),) * 3, indexing="ij")
@@ -141,6 +174,21 @@ def test_wrong_label_is_refused_by_name(tmp_path, volume, what):
     message = "0, 1 or 2, got .*3" if what == "values" else "grid is not the image's"
     with pytest.raises(ValueError, match=f"a_label.nii.gz.*{message}"):
         to_grid(entry)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 1.25, 3.0, UNKNOWN, np.nan])
+def test_labels_other_than_the_three_are_refused(value):
+    """In whatever type they are stored; the message lists what was found."""
+    affine = torch.diag(torch.tensor([4.0, 4, 4, 1]))
+    image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)
+    for dtype in (torch.float32, torch.float64):
+        label = torch.zeros(1, 8, 8, 8, dtype=dtype)
+        label[0, 2:4], label[0, 5] = 1, 2
+        d = {"image": image, "label": MetaTensor(label, affine=affine)}
+        assert ToWorkingGridd()(d)["label"].unique().tolist() == [0, 1, 2]
+        label[0, 7, 7, 7] = value  # a single voxel
+        with pytest.raises(ValueError, match=rf"must be 0, 1 or 2, got .*{value}"):
+            ToWorkingGridd()(d | {"label": MetaTensor(label, affine=affine)})
 
 
 def _write_bad(path, what, volume):

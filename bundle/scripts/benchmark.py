@@ -64,9 +64,10 @@ def main() -> None:
     with torch.no_grad():
         shape = " x ".join(str(n) for n in volume.shape[2:])
         seconds[f"volume {shape} to pose"] = median_seconds(lambda: network(volume))
-        seconds["of it the localizer"] = median_seconds(lambda: network.localize(volume))
+        seconds["of it the localizer, both looks"] = median_seconds(lambda: network.closer(volume))
         box = Box(torch.zeros(1, 3), torch.full((1,), 140.0))
-        seconds["of it the E3CNN"] = median_seconds(lambda: network.axis_field(volume, box))
+        logits = torch.zeros(1, 3, *volume.shape[2:])
+        seconds["of it the E3CNN"] = median_seconds(lambda: network.axis_field(volume, logits, box))
     inference_gib = peak_gib() - before
 
     loss = HeadPoseLoss()

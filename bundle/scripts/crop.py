@@ -7,6 +7,7 @@ volume's centre.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,14 +50,10 @@ def largest_component(mask: Tensor) -> Tensor:
     return mask & (labels == largest.view(-1, 1, 1, 1, 1))
 
 
-def densest_ball(
-    probability: Tensor, spacing_mm: float, window_mm: float = 44.0, radius_mm: float = 56.0
-) -> Tensor:
-    """Ball around the densest place of each volume, ``(batch, 1, x, y, z)`` -> bool, same shape.
+def densest_place(probability: Tensor, spacing_mm: float, window_mm: float = 44.0) -> Tensor:
+    """Voxel (batch, 3) around which a cube of ``window_mm`` holds the most probability.
 
-    The centre is the voxel around which a cube of ``window_mm`` (the smallest brain, 20 weeks)
-    holds the most probability; the radius is half of the longest brain at term. A mask that leaks
-    into the mother's tissue is cut where no brain can be.
+    ``probability`` is (batch, 1, x, y, z); the cube is the smallest brain, that of 20 weeks.
     """
     taps = 2 * round(window_mm / spacing_mm / 2) + 1
     dense = probability
@@ -65,16 +62,43 @@ def densest_ball(
         # padded by hand: the pooling itself refuses volumes that are smaller than its window
         padding = [taps // 2 if k == axis else 0 for k in (2, 1, 0) for _ in range(2)]
         dense = functional.avg_pool3d(functional.pad(dense, padding), kernel, stride=1)
-    _, _, nx, ny, nz = probability.shape
+    _, _, _, ny, nz = probability.shape
     place = dense.flatten(1).argmax(1)
-    center = (place // (ny * nz), place // nz % ny, place % nz)
-    squared = torch.zeros_like(probability)
-    for axis, (n, middle) in enumerate(zip((nx, ny, nz), center, strict=True)):
-        offset = torch.arange(n, device=probability.device) - middle.unsqueeze(1)
-        shape = [-1, 1, 1, 1, 1]
-        shape[2 + axis] = n
-        squared = squared + (offset * spacing_mm).square().view(shape)
+    return torch.stack([place // (ny * nz), place // nz % ny, place % nz], dim=1)
+
+
+def ball(
+    center: Tensor, shape: Sequence[int], spacing_mm: float, radius_mm: float = 56.0
+) -> Tensor:
+    """Ball around the voxel ``center`` (batch, 3) of each volume -> (batch, 1, x, y, z) bool.
+
+    The radius is half of the longest brain at term: a mask that leaks into the mother's tissue is
+    cut where no brain can be.
+    """
+    squared = torch.zeros(1, device=center.device)
+    for axis, n in enumerate(shape):
+        offset = torch.arange(n, device=center.device) - center[:, axis, None]
+        profile = [-1, 1, 1, 1, 1]
+        profile[2 + axis] = n
+        squared = squared + (offset * spacing_mm).square().view(profile)
     return squared <= radius_mm**2
+
+
+def window(volume: Tensor, start: Tensor, shape: Sequence[int]) -> Tensor:
+    """Part (batch, channels, *shape) of ``volume`` from voxel ``start`` (batch, 3) on.
+
+    Zero where the volume ends. ``window(part, -start, volume.shape[2:])`` puts it back.
+    """
+    inside, index = [], []
+    for axis, (n, size) in enumerate(zip(volume.shape[2:], shape, strict=True)):
+        place = start[:, axis, None] + torch.arange(size, device=volume.device)
+        view = [-1, 1, 1, 1]
+        view[1 + axis] = size
+        inside.append(((place >= 0) & (place < n)).view(view))
+        index.append(place.clamp(0, n - 1).view(view))
+    item = torch.arange(len(volume), device=volume.device).view(-1, 1, 1, 1)
+    part = volume[item, :, index[0], index[1], index[2]].movedim(-1, 1)
+    return part * (inside[0] & inside[1] & inside[2]).unsqueeze(1)
 
 
 def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tensor]:

@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in (align, angles):
         command.add_argument("--dataset_dir", required=True, help="folder to write to")
     options = vars(parser.parse_args(arguments))
-    importer = {"fetal_align": import_fetal_align, "e3pose": import_e3pose}[options.pop("command")]
+    importers: dict[str, Callable[..., Path]] = {
+        "fetal_align": import_fetal_align,
+        "e3pose": import_e3pose,
+    }
     try:
-        print(importer(**options))
+        print(importers[options.pop("command")](**options))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 

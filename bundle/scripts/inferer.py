@@ -10,8 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from .crop import Box
-from .geometry import frame_to_rotation, rigid
-from .network import HeadPoseNet, pool_axes
+from .network import HeadPoseNet
 
 
 class PrepareHeadBatch(PrepareBatch):
@@ -47,9 +46,7 @@ class HeadPoseInferer(Inferer):
         self, inputs: Tensor, network: HeadPoseNet, box: Box | None = None
     ) -> dict[str, Tensor]:
         inputs = torch.as_tensor(inputs)
-        logits = network.localize(inputs)
-        output = network.predict(inputs, logits)._asdict()
+        output = network.predict(inputs)._asdict()
         if box is not None:
-            axes, _ = pool_axes(network.axis_field(inputs, logits, box))
-            output["reference_crop"] = rigid(frame_to_rotation(axes), box.center_mm)
+            output["reference_crop"] = network.predict(inputs, box).head_to_grid
         return output

@@ -11,10 +11,11 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .crop import Box, brain_box, crop_cube, densest_ball, largest_component
+from .crop import Box, ball, brain_box, crop_cube, densest_place, largest_component, window
 from .geometry import frame_to_rotation, rigid, spread_rotations
 from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
 
+WINDOW = 64  # voxels along the part of the volume that is looked at closely
 LOCALIZER_STRIDE = 32  # voxels: blocks of 2, and four levels of pooling by 2
 POOLS = {"average": AveragePool, "norm_max": NormMaxPool, "signed_max": SignedMaxPool}
 
@@ -275,22 +276,39 @@ class HeadPoseNet(nn.Module):
             fields.append(torch.einsum("ij,bajxyz->baixyz", turn.to(field), field))
         return torch.cat(fields, dim=3)
 
-    def predict(self, volume: Tensor, logits: Tensor | None = None) -> Prediction:
+    def closer(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Window around the head, the logits in it, and its first voxel (batch, 3).
+
+        The whole volume is looked at to find the head. Then the localizer looks at a window of
+        the size that it was trained on, with far less of the mother in it.
+        """
+        probability = self.localize(volume).softmax(1)[:, 1:2]
+        start = densest_place(probability, self.spacing_mm) - WINDOW // 2
+        part = window(volume, start, (WINDOW,) * 3)
+        return part, self.localize(part), start
+
+    def predict(self, volume: Tensor, reference: Box | None = None) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
-        ``logits`` are those of ``localize``, if they are known already.
+        With ``reference`` the crop is placed there instead of around the localizer's mask.
         """
-        logits = self.localize(volume) if logits is None else logits
+        part, logits, start = self.closer(volume)
+        shape = torch.tensor(volume.shape[2:], device=volume.device)
+        # from the middle of the volume to the middle of the window
+        offset_mm = (start + (WINDOW - 1) / 2 - (shape - 1) / 2) * self.spacing_mm
         label = logits.argmax(1, keepdim=True)
-        ball = densest_ball(logits.softmax(1)[:, 1:2], self.spacing_mm)
-        brain = largest_component((label == 1) & ball)
+        place = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
+        brain = largest_component((label == 1) & ball(place, part.shape[2:], self.spacing_mm))
         box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
-        axes, confidence = pool_axes(self.axis_field(volume, logits, box))
-        pose = rigid(frame_to_rotation(axes), box.center_mm)
-        found = volume_ml >= self.min_brain_ml
-        pose = torch.where(found[:, None, None], pose, torch.nan)
-        confidence = torch.where(found, confidence, torch.zeros_like(confidence))
-        label = (brain + 2 * (label == 2)).to(torch.uint8)
+        if reference is not None:
+            box = Box(reference.center_mm - offset_mm, reference.side_mm)
+        axes, confidence = pool_axes(self.axis_field(part, logits, box))
+        pose = rigid(frame_to_rotation(axes), box.center_mm + offset_mm.to(axes))
+        if reference is None:
+            found = volume_ml >= self.min_brain_ml
+            pose = torch.where(found[:, None, None], pose, torch.nan)
+            confidence = torch.where(found, confidence, torch.zeros_like(confidence))
+        label = window(brain + 2 * (label == 2), -start, volume.shape[2:]).to(torch.uint8)
         return Prediction(pose, confidence, volume_ml, label)
 
     def forward(self, volume: Tensor, box: Box | None = None) -> Tensor | tuple[Tensor, Tensor]:

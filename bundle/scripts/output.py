@@ -21,6 +21,8 @@ from .geometry import grid_to_world
 
 logger = logging.getLogger(__name__)
 
+USABLE = ("ok", "uncertain", "no_head")  # statuses of volumes that could be looked at
+
 
 class PoseWriter:
     """Handler that writes ``<case>_pose.json`` and ``<case>_pose.png`` as soon as a case is done.
@@ -32,12 +34,18 @@ class PoseWriter:
     output_dir : folder to write to, made if it is not there
     spacing_mm : voxel size of the working grid
     pictures : whether to draw
+    uncertain_below : a pose of less confidence is written with the status "uncertain"
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike[str], spacing_mm: float, pictures: bool = True
+        self,
+        output_dir: str | os.PathLike[str],
+        spacing_mm: float,
+        pictures: bool = True,
+        uncertain_below: float = 0.0,
     ) -> None:
         self.output_dir, self.spacing_mm, self.pictures = Path(output_dir), spacing_mm, pictures
+        self.uncertain_below = uncertain_below
         self._statuses: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -70,6 +78,12 @@ class PoseWriter:
                 pose = grid @ result["head_to_grid"].double()
                 record["head_to_world"] = pose.tolist()
                 record["confidence"] = round(result["confidence"].item(), 4)
+                if record["confidence"] < self.uncertain_below:
+                    record["status"] = "uncertain"
+                    record["message"] = (
+                        f"{item['path']}: confidence {record['confidence']} lies below "
+                        f"{self.uncertain_below}: check the pose by eye, or scan again"
+                    )
             else:
                 record["status"] = "no_head"
                 record["message"] = (
@@ -80,7 +94,7 @@ class PoseWriter:
             logger.warning("%s: %s", record["status"], record["message"])
         base = self.output_dir / f"{item['case']}_pose"
         # the picture first: whoever sees the JSON file finds the picture beside it
-        if self.pictures and record["status"] in ("ok", "no_head"):
+        if self.pictures and record["status"] in USABLE:
             self._draw(base.with_name(base.name + ".png"), item, result, pose, record)
         write_text(base.with_name(base.name + ".json"), json.dumps(record, indent=2) + "\n")
         return record["status"]
@@ -113,7 +127,7 @@ class PoseWriter:
     def _conclude(self, engine: Engine) -> None:
         counts = {status: self._statuses.count(status) for status in sorted(set(self._statuses))}
         logger.info("%d volumes: %s; results in %s", len(self._statuses), counts, self.output_dir)
-        if not set(counts) & {"ok", "no_head"}:
+        if not set(counts) & set(USABLE):
             raise RuntimeError(
                 f"no volume could be used: {counts}; the reasons are in {self.output_dir}"
             )

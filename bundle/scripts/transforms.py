@@ -83,7 +83,7 @@ class ToWorkingGridd(MapTransform):
 
     The affine follows, so a pose in the world stays true; oblique volumes stay oblique. Images
     finer than the grid are smoothed first (aliasing), then clipped to the 0.5 and 99.5 percentiles
-    and scaled to [0, 1]. Labels are resampled to the nearest.
+    of the voxels that are not zero, and scaled to [0, 1]. Labels are resampled to the nearest.
 
     Parameters
     ----------
@@ -126,8 +126,10 @@ class ToWorkingGridd(MapTransform):
         if sigma.max() > 0.5:
             d[self.image_key] = GaussianSmooth(sigma=sigma.tolist())(image)  # keeps the affine
         d = dict(self._resample(d))
-        # numpy's partial sort: torch.quantile sorts everything and takes ten times as long
-        low, high = np.percentile(d[self.image_key].numpy(), [0.5, 99.5])
+        values = d[self.image_key].numpy()
+        # Exact zeros are padding: how much of it there is must not move the scale.
+        # numpy's partial sort: torch.quantile sorts everything and takes ten times as long.
+        low, high = np.percentile(values[values != 0], [0.5, 99.5])
         if high - low <= 1e-5 * max(abs(low), abs(high)):  # no range that could be scaled to [0, 1]
             raise VolumeError("empty", f"{name}: 99 % of the voxels have one value")
         scale = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
