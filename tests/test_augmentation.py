@@ -17,9 +17,11 @@ from scipy.spatial.transform import Rotation
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine
 from scripts import augmentation
 from scripts.augmentation import (
+    RandFieldOfViewd,
     RandSimilarityd,
     RandSliceMotiond,
     RandSpinHistoryd,
+    half_space,
     move_slices,
     saturation,
     similarity,
@@ -42,9 +44,16 @@ SETTINGS = {
     "mirror": {"mirror_prob": 1.0},
     "smaller": {"scale": (0.8, 0.8)},
     "larger": {"scale": (1.25, 1.25)},
+    "stretch": {"stretch": 1.3},
     "shift": {"shift_mm": 40.0},
     "rotation and mirror": {"rotate_prob": 1.0, "mirror_prob": 1.0},
-    "all": {"rotate_prob": 1.0, "mirror_prob": 1.0, "scale": (0.8, 1.25), "shift_mm": 40.0},
+    "all": {
+        "rotate_prob": 1.0,
+        "mirror_prob": 1.0,
+        "scale": (0.8, 1.25),
+        "stretch": 1.2,
+        "shift_mm": 40.0,
+    },
 }
 
 
@@ -83,14 +92,19 @@ def test_similarity_moves_the_landmarks_with_the_pose(landmark_case):
         scale = transform.linear.det().abs().item() ** (1 / 3)
         pose = moved["head_to_grid"]
         check_rigid(pose.double(), name)
-        errors = landmark_errors_mm(moved["image"], pose, np.array([mirror, 1, 1]) * scale)
+        factors = scale * transform.stretches.numpy()
+        errors = landmark_errors_mm(moved["image"], pose, np.array([mirror, 1, 1]) * factors)
         assert errors.max() < 1, f"{name}: {errors}"
         # the head's origin stands where the offset says: in the middle of the patch, or shifted
         torch.testing.assert_close(
             pose[:3, 3], transform.offset_mm.float(), atol=1e-3, rtol=0, msg=name
         )
         if mirror < 0:  # the pose of the head that was not mirrored would be far off
-            assert landmark_errors_mm(moved["image"], pose, [scale] * 3).max() > 20, name
+            assert landmark_errors_mm(moved["image"], pose, factors).max() > 20, name
+        if transform.stretch > 1:  # and so would be that of the head that was not stretched
+            assert np.abs(np.log(transform.stretches)).max() > 0.05
+            unstretched = np.array([mirror, 1, 1]) * scale
+            assert landmark_errors_mm(moved["image"], pose, unstretched).max() > 2, name
 
 
 def test_similarity_moves_points_as_documented(landmark_case):
@@ -137,6 +151,37 @@ def test_similarity_without_head_turns_about_the_volume():
     np.testing.assert_allclose(torch.stack(center) / mass.sum(), 11.5, atol=0.5)
 
 
+def test_a_stretch_leaves_the_axes_of_the_head_where_they_were():
+    """And moves nothing else: the same draws without it give the same pose."""
+    poses = []
+    for stretch in (1.0, 1.4):
+        transform = RandSimilarityd(spatial_size=20, stretch=stretch).set_random_state(3)
+        moved = HeadToGridd()(transform(memory_entry()))
+        check_rigid(moved["head_to_grid"].double(), "pose")
+        poses.append(moved["head_to_grid"])
+        if stretch == 1:
+            assert transform.stretches.eq(1).all()
+    torch.testing.assert_close(*poses, atol=1e-4, rtol=0)
+    without = RandSimilarityd(spatial_size=20, stretch=1.4)(
+        memory_entry() | {"head_to_world": None}
+    )
+    linear = np.asarray(without["image"].affine)[:3, :3]  # no head, no axes, no stretch
+    gram = linear.T @ linear
+    np.testing.assert_allclose(gram, gram[0, 0] * np.eye(3), atol=1e-4)
+
+
+def test_stretches_fill_their_range():
+    transform = RandSimilarityd(stretch=1.2).set_random_state(0)
+    drawn = []
+    for _ in range(2000):
+        transform.randomize()
+        drawn.append(transform.stretches.log().numpy())
+    drawn = np.array(drawn) / np.log(1.2)
+    assert np.abs(drawn).max() == pytest.approx(1, abs=0.01)
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=0.05)
+    np.testing.assert_allclose(np.cov(drawn.T), np.eye(3) / 3, atol=0.03)  # each for itself
+
+
 def test_similarity_draws_uniformly():
     transform = RandSimilarityd(mirror_prob=0.3, scale=(0.8, 1.25), shift_mm=60.0)
     transform.set_random_state(0)
@@ -174,9 +219,10 @@ def test_similarity_draws_uniformly():
 def random_chain():
     return Compose(
         [
-            RandSimilarityd(spatial_size=12),
+            RandSimilarityd(spatial_size=12, stretch=1.2),
             HeadToGridd(),
             RandSliceMotiond(prob=0.8),
+            RandFieldOfViewd(prob=0.8),
             RandSpinHistoryd(prob=0.8),
         ]
     )
@@ -429,6 +475,102 @@ def test_spin_history_leaves_labels_and_signs_alone():
         np.testing.assert_array_equal(moved["image"].affine, entry["image"].affine)
     never = RandSpinHistoryd(prob=0.0)(entry)
     assert torch.equal(never["image"], entry["image"])
+
+
+# --- RandFieldOfViewd ------------------------------------------------------------------------
+
+
+def distances_mm(shape, normal, point):
+    """Signed distance of every voxel of a grid from the plane, written out from the definition."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    mm = SPACING_MM * (index - (np.array(shape) - 1) / 2)
+    return (mm - np.asarray(point)) @ np.asarray(normal)
+
+
+def plane_normal(seen):
+    """Unit normal of the plane at which ``seen`` ends, from the voxels along it."""
+    edges = []
+    for axis in range(3):
+        first = np.argwhere(np.diff(seen.astype(int), axis=axis))
+        edges.append(first + 0.5 * np.eye(3)[axis])  # between the last seen and the first unseen
+    points = SPACING_MM * np.concatenate(edges)
+    _, _, directions = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    normal = directions[2]
+    index = np.argwhere(~seen).mean(0) - np.argwhere(seen).mean(0)
+    return normal * np.sign(normal @ index)
+
+
+@pytest.mark.parametrize("limit", [-7.0, 0.0, 13.0])
+def test_half_space_ends_at_its_plane(limit):
+    shape, normal, point = (11, 14, 9), np.array([0.6, 0.0, -0.8]), np.array([4.1, -7.0, 2.3])
+    found = half_space(shape, SPACING_MM, torch.from_numpy(normal), torch.from_numpy(point), limit)
+    assert found.shape == shape
+    np.testing.assert_array_equal(found, distances_mm(shape, normal, point) <= limit)
+    assert 0 < found.mean() < 1
+
+
+def test_nothing_is_seen_beyond_the_plane():
+    """Image and label end at one plane, as far from the head as stated, with any normal."""
+    shape = (36, 38, 34)
+    entry = HeadToGridd()(memory_entry(shape=shape))
+    for key in ("image", "label"):
+        entry[key] = MetaTensor(torch.rand(1, *shape) + 1, affine=entry[key].affine)
+    origin = entry["head_to_grid"][:3, 3].numpy()
+    view = RandFieldOfViewd(prob=1.0, distance_mm=(10.0, 30.0)).set_random_state(0)
+    limits, normals = [], []
+    for _ in range(60):
+        cut = view(entry)
+        seen = cut["image"][0].numpy() > 0
+        np.testing.assert_array_equal(cut["label"][0].numpy() > 0, seen)
+        for key in ("image", "label"):
+            torch.testing.assert_close(
+                cut[key].as_tensor(), entry[key].as_tensor() * torch.from_numpy(seen)
+            )
+            np.testing.assert_array_equal(cut[key].affine, entry[key].affine)
+        assert torch.equal(cut["head_to_grid"], entry["head_to_grid"])
+        normal = plane_normal(seen)
+        distance = distances_mm(shape, normal, origin)
+        assert distance[seen].max() < distance[~seen].min() + 3  # one plane parts them
+        limits.append((distance[seen].max() + distance[~seen].min()) / 2)
+        normals.append(normal)
+    assert 9 < min(limits) < 13
+    assert 27 < max(limits) < 31
+    np.testing.assert_allclose(np.mean(np.square(normals), axis=0), 1 / 3, atol=0.12)
+    assert np.abs(np.mean(normals, axis=0)).max() < 0.3
+
+
+def test_field_of_view_with_no_probability_leaves_everything_as_it_is():
+    entry = HeadToGridd()(memory_entry())
+    never = RandFieldOfViewd(prob=0.0)(entry)
+    for key in ("image", "label"):
+        assert never[key] is entry[key]
+    cut = RandFieldOfViewd(prob=1.0, distance_mm=(0.0, 0.0))(entry)
+    assert (cut["image"] != entry["image"]).any()
+    assert set(cut["label"].unique().tolist()) == {0, 1}
+    often = RandFieldOfViewd(prob=0.3, distance_mm=(0.0, 0.0)).set_random_state(0)
+    share = np.mean([often(entry)["image"] is not entry["image"] for _ in range(300)])
+    assert share == pytest.approx(0.3, abs=0.08)
+
+
+def test_field_of_view_is_seeded():
+    entry = HeadToGridd()(memory_entry(shape=(30, 30, 30)))
+
+    def cut(seed):
+        view = RandFieldOfViewd(prob=1.0).set_random_state(seed)
+        return torch.stack([view(entry)["image"].as_tensor() for _ in range(3)])
+
+    first = cut(1)
+    np.random.seed(99)  # noqa: NPY002
+    torch.manual_seed(99)
+    assert torch.equal(cut(1), first)
+    assert not torch.equal(cut(2), first)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_field_of_view_of_a_volume_without_a_head_ends_about_its_middle():
+    entry = HeadToGridd()(memory_entry(shape=(30, 30, 30)) | {"head_to_world": None})
+    cut = RandFieldOfViewd(prob=1.0, distance_mm=(0.0, 0.0)).set_random_state(0)(entry)
+    assert (cut["image"] > 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_pose_of_augmented_grid_agrees_with_the_world():

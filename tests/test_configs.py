@@ -7,26 +7,43 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from jsonschema import Draft201909Validator
-from monai.bundle import ConfigParser, create_workflow
+from monai.bundle import ConfigParser, ReferenceResolver, create_workflow
 
 from conftest import BUNDLE
 
 # a network that steps in well under a second; every other value is the shipped one
-SMALL = {
-    "network_def#features": [1, 1],
-    "network_def#levels": 2,
-    "network_def#convolutions": 1,
+SMALL_CHAIN = {
     "network_def#crop_size": 8,
-    "network_def#localizer_channels": [4, 8],
+    "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
+    "network_def#turns": 2,
+}
+SMALL = {
+    "network_def#rotation#features": [1, 1],
+    "network_def#rotation#levels": 2,
+    "network_def#rotation#convolutions": 1,
+    **SMALL_CHAIN,
+}
+SMALL_PLAIN = {
+    "network_def#rotation#channels": [4, 4],
+    "network_def#rotation#convolutions": [1, 1],
+    **SMALL_CHAIN,
+}
+FILES = {
+    "train": ["train.json"],
+    "evaluate": ["train.json", "evaluate.json"],
+    "inference": ["inference.json"],
+    "mixture": ["train.json", "mixture.json"],
+    "plain_cnn": ["train.json", "plain_cnn.json"],
+    "evaluate_mixture": ["train.json", "mixture.json", "evaluate.json"],
+    "evaluate_plain_cnn": ["train.json", "plain_cnn.json", "evaluate.json"],
 }
 CONFIGS = {
-    "train": [str(BUNDLE / "configs/train.json")],
-    "evaluate": [str(BUNDLE / "configs/train.json"), str(BUNDLE / "configs/evaluate.json")],
-    "inference": [str(BUNDLE / "configs/inference.json")],
+    kind: [str(BUNDLE / "configs" / name) for name in names] for kind, names in FILES.items()
 }
 
 
@@ -40,7 +57,17 @@ def phantoms(tmp_path_factory):
     return folder
 
 
-def training_overrides(phantoms, output):
+@pytest.fixture(scope="module")
+def other_phantoms(tmp_path_factory):
+    """Another one, whose subjects none of the first has."""
+    from scripts.phantom import write_dataset
+
+    folder = tmp_path_factory.mktemp("others")
+    write_dataset(folder, 2, 1, 1, seed=1, voxel_mm=(6, 6, 6), progress=False)
+    return folder
+
+
+def training_overrides(phantoms, output, small=SMALL):
     return {
         "bundle_root": str(BUNDLE),
         "dataset_dir": str(phantoms),
@@ -49,14 +76,14 @@ def training_overrides(phantoms, output):
         "val_interval": 1,
         "num_workers": 0,
         "patch_voxels": 32,
-        **SMALL,
+        **small,
     }
 
 
 def workflow(kind, **overrides):
     return create_workflow(
         config_file=CONFIGS[kind],
-        workflow_type={"evaluate": "train", "inference": "infer"}.get(kind, kind),
+        workflow_type="infer" if kind == "inference" else "train",
         **overrides,
     )
 
@@ -90,6 +117,41 @@ def test_training_resumes_and_refuses_to_resume_what_is_finished(trained, phanto
     assert "nothing to resume" in str(error.value.__cause__)
 
 
+def test_training_on_a_mixture(phantoms, other_phantoms, tmp_path):
+    """One short epoch, drawn from both data sets; everything else is that of train.json."""
+    overrides = training_overrides(phantoms, tmp_path)
+    overrides |= {"phantom_dir": str(other_phantoms), "samples_per_epoch": 12}
+    run = workflow("mixture", **overrides | {"phantom_share": 0.25})
+    run.initialize()
+    data = run.parser.get_parsed_content("train#dataset#data")
+    assert [entry["source"] for entry in data] == [0, 0, 0, 1, 1]
+    weights = run.parser.get_parsed_content("train#sampler").weights
+    assert weights[3:].sum().item() == pytest.approx(0.25)
+    loader = run.parser.get_parsed_content("train#dataloader")
+    assert loader.sampler is run.parser.get_parsed_content("train#sampler")
+    assert len(loader) == 3
+    run.run()
+    assert run.trainer.state.iteration == 3
+    assert len(run.evaluator.data_loader) == 2  # one of either set to validate
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_training_of_the_plain_network(phantoms, tmp_path):
+    from scripts.plain import PlainCNN
+
+    run = workflow("plain_cnn", **training_overrides(phantoms, tmp_path, SMALL_PLAIN))
+    run.run()
+    assert isinstance(run.network.rotation, PlainCNN)
+    rates = [group["initial_lr"] for group in run.optimizer.param_groups]
+    assert rates == [0.001, 0.003]
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert set(state) == set(run.network.state_dict())
+    overrides = training_overrides(phantoms, tmp_path, SMALL_PLAIN)
+    workflow("evaluate_plain_cnn", **overrides | {"ckpt_path": str(tmp_path / "model.pt")}).run()
+    with open(tmp_path / "cases.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
 def test_evaluation_writes_metrics_and_a_row_per_case(trained, phantoms, tmp_path):
     overrides = training_overrides(phantoms, tmp_path)
     workflow("evaluate", **overrides | {"ckpt_path": str(trained / "model.pt")}).run()
@@ -118,13 +180,34 @@ def test_inference_writes_a_pose_and_a_picture_per_volume(trained, phantoms, tmp
         assert (tmp_path / f"{case}_pose.png").stat().st_size > 1000
 
 
+def test_every_config_file_is_tested():
+    found = {path.name for path in (BUNDLE / "configs").glob("*.json")}
+    assert found == {name for names in FILES.values() for name in names} | {"metadata.json"}
+
+
 @pytest.mark.parametrize("kind", list(CONFIGS))
-def test_check_properties(kind, phantoms, tmp_path):
+def test_every_config_parses(kind):
+    """All of its files are JSON, and every reference in them leads to something."""
+    parser = ConfigParser()
+    for path in CONFIGS[kind]:
+        assert isinstance(json.loads(Path(path).read_text()), dict)
+    parser.read_config(CONFIGS[kind])
+    parser.parse()
+    items = parser.ref_resolver.items
+    for item_id, item in items.items():
+        for reference in ReferenceResolver.find_refs_in_config(item.get_config(), item_id):
+            assert reference in items, f"{item_id} refers to {reference}"
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_check_properties(kind, phantoms, other_phantoms, tmp_path):
     overrides = {
         "bundle_root": str(BUNDLE),
         "dataset_dir": str(phantoms),
         "output_dir": str(tmp_path),
     }
+    if "mixture" in kind:
+        overrides["phantom_dir"] = str(other_phantoms)
     if kind == "inference":
         overrides["dataset_dir"] = str(phantoms / "test")
     run = workflow(kind, **overrides)
@@ -182,6 +265,12 @@ def test_train_and_inference_declare_one_network():
             parser[f"network_def#{key}"] = parser.get_parsed_content(f"network_def#{key}")
         network[kind] = parser["network_def"]
     assert network["train"] == network["inference"]
+    assert network["train"]["rotation"]["_target_"] == "scripts.network.E3CNN"
+    built = {
+        kind: ConfigParser(network[kind]).get_parsed_content().state_dict() for kind in network
+    }
+    shapes = {kind: {k: v.shape for k, v in state.items()} for kind, state in built.items()}
+    assert shapes["train"] == shapes["inference"]
 
 
 def test_metadata_has_what_the_zoo_requires():

@@ -10,9 +10,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.utils import CommonKeys
 
 from conftest import BUNDLE, head_pose, make_affine
+from scripts.crop import Box
 from scripts.geometry import geodesic_deg
+from scripts.inferer import HeadPoseInferer, TrainingInferer
+from scripts.loss import HeadPoseLoss
+from scripts.network import E3CNN, HeadPoseNet
+from scripts.output import PoseWriter
 from scripts.phantom import make_phantom
 
 STATUSES = {
@@ -142,3 +149,92 @@ def test_picture_shows_the_planes_of_the_head_frame():
             picture = np.nan_to_num(sample_plane(volume, affine, pose, plane, order=1))
             found = np.unravel_index(picture.argmax(), picture.shape)
             assert np.abs(np.subtract(found, expected)).max() <= 2, (plane, axis, found)
+
+
+# In this process: what stands between MONAI's engines and the network
+
+
+@pytest.fixture
+def network():
+    """A tiny HeadPoseNet, a batch of volumes, and cubes to look at."""
+    rotation = E3CNN(features=1, levels=2, convolutions=1, lmax=1, in_channels=3)
+    chain = {"crop_size": 8, "localizer_channels": (4,) * 6, "min_brain_ml": 0.0, "turns": 2}
+    return HeadPoseNet(rotation, **chain, maps_dropout=0.0)
+
+
+BOX = Box(torch.tensor([[5.0, -4.0, 3.0], [0.0, 0.0, 8.0]]), torch.tensor([60.0, 70.0]))
+
+
+def test_inferer_gives_what_the_network_predicts_and_the_pose_of_the_reference_crop(network):
+    volumes = torch.rand(2, 1, 18, 20, 16)
+    found = HeadPoseInferer()(volumes, network.eval(), BOX)
+    with torch.no_grad():
+        expected = network.predict(volumes)
+        reference = network.predict(volumes, BOX).head_to_grid
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(found.pop(name), value, equal_nan=True)
+    pose = found.pop("reference_crop")
+    assert pose.equal(reference)
+    assert not found
+    torch.testing.assert_close(pose[:, :3, 3], BOX.center_mm)  # where the reference says
+    without = HeadPoseInferer()(volumes, network)
+    assert set(without) == set(expected._fields)
+    assert not any(value.requires_grad for value in without.values())
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_training_inferer(network, mixed_precision):
+    """Half the bits change the values a little, and neither weights nor gradients lose theirs."""
+    volumes = torch.rand(2, 1, 18, 20, 16)
+    exact = network(volumes, BOX)
+    found = TrainingInferer(mixed_precision)(volumes, network, BOX)
+    for ours, expected in zip(found, exact, strict=True):
+        assert ours.shape == expected.shape
+        error = (ours.float() - expected).abs().max() / expected.abs().max()
+        assert error < 0.1 if mixed_precision else ours.equal(expected)
+    target = {
+        "label": (volumes > 0.8).float(),
+        "head_to_grid": torch.eye(4).repeat(2, 1, 1),
+        "has_head": torch.ones(2),
+    }
+    loss = HeadPoseLoss()(found, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, HeadPoseLoss()(exact, target), rtol=0.02, atol=0.02)
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_poses_of_little_confidence_are_uncertain(tmp_path):
+    """They are written with a pose, a status of their own and what to do; by default none are."""
+    batch = {
+        "case": ["sure", "at_the_bound", "unsure"],
+        "status": ["ok"] * 3,
+        "message": [""] * 3,
+        "path": [f"{name}.nii.gz" for name in ("sure", "at_the_bound", "unsure")],
+        "affine": torch.diag(torch.tensor([4.0, 4, 4, 1])).double().repeat(3, 1, 1),
+        "image": torch.zeros(3, 1, 8, 8, 8),
+    }
+    found = {
+        "head_to_grid": torch.eye(4).repeat(3, 1, 1),
+        "confidence": torch.tensor([0.5, 0.25, 0.2]),
+        "brain_volume_ml": torch.full((3,), 200.0),
+    }
+    for bound, expected in ((0.0, "ok"), (0.25, "uncertain")):
+        engine = Engine(lambda *_: {CommonKeys.PRED: found})
+        writer = PoseWriter(tmp_path, 4.0, pictures=False, uncertain_below=bound)
+        writer.attach(engine)
+        engine.run([batch])
+        records = [
+            json.loads((tmp_path / f"{name}_pose.json").read_text()) for name in batch["case"]
+        ]
+        assert [record["status"] for record in records] == ["ok", "ok", expected]
+        assert all(np.shape(record["head_to_world"]) == (4, 4) for record in records)
+        message = records[2]["message"]
+        assert (message == "") == (expected == "ok")
+        assert expected == "ok" or "unsure.nii.gz: confidence 0.2 lies below 0.25" in message
+    alone = {key: values[2:] for key, values in batch.items()}
+    found = {key: values[2:] for key, values in found.items()}
+    engine.run([alone])  # a run with nothing but uncertain poses has not failed
+    assert json.loads((tmp_path / "unsure_pose.json").read_text())["status"] == "uncertain"

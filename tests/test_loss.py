@@ -131,6 +131,17 @@ def test_gradient_leads_to_the_truth():
     assert loss.item() < 0.05
 
 
+def test_fields_of_several_lattices_are_one_field():
+    """As HeadPoseNet gives them, one behind the other along x: no voxel has a place in the loss."""
+    first, second, rotation = random_field(), random_field(), random_rotations(2, 11)
+    loss = AxisFieldLoss()
+    both = loss(torch.cat([first, second], dim=3), rotation)
+    torch.testing.assert_close(loss(torch.cat([second, first], dim=4), rotation), both)
+    twice = loss(torch.cat([first, first], dim=3), rotation)
+    torch.testing.assert_close(twice, loss(first, rotation))
+    assert (both - twice).abs().min() > 1e-3
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"expected a field .* got \(2, 9, 4, 4, 4\)"):
         AxisFieldLoss()(torch.zeros(2, 9, 4, 4, 4), torch.eye(3).expand(2, 3, 3))

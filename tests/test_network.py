@@ -464,6 +464,70 @@ def test_volumes_of_any_size(shape):
     assert found.confidence.isfinite().all()
 
 
+def in_a_large_volume(volume, offset, shape=(90, 75, 100)):
+    """Zeros of ``shape`` with ``volume`` (batch, 1, x, y, z) from the voxel ``offset`` on."""
+    large = volume.new_zeros(len(volume), 1, *shape)
+    x, y, z = (slice(first, first + n) for first, n in zip(offset, volume.shape[2:], strict=True))
+    large[:, :, x, y, z] = volume
+    return large
+
+
+@pytest.mark.parametrize("offset", [(36, 26, 40), (0, 0, 0), (72, 52, 80), (30, 0, 80)])
+def test_a_head_is_found_wherever_it_lies(offset, chain):
+    """In a volume larger than the window, at its border too: the pose, and the label, in place."""
+    net, volume = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=2), heads(batch=2)
+    large = in_a_large_volume(volume, offset)
+    with torch.no_grad():
+        near, far = net.predict(volume), net.predict(large)
+    assert far.label.shape == large.shape
+    assert far.label.equal(in_a_large_volume(near.label, offset))
+    assert far.brain_volume_ml.equal(near.brain_volume_ml)
+    middle = torch.tensor(offset) + (torch.tensor(volume.shape[2:]) - 1) / 2
+    moved = 4.0 * (middle - (torch.tensor(large.shape[2:]) - 1) / 2)
+    torch.testing.assert_close(
+        far.head_to_grid[:, :3, 3], near.head_to_grid[:, :3, 3] + moved, atol=1e-3, rtol=0
+    )
+    rotations = far.head_to_grid[:, :3, :3], near.head_to_grid[:, :3, :3]
+    assert geodesic_deg(*rotations).max() < 0.1
+    torch.testing.assert_close(far.confidence, near.confidence, atol=1e-3, rtol=0)
+
+
+def test_the_closer_look_is_of_the_size_of_the_training(chain):
+    net, large = chain(E3CNN(**TINY), **TINY_CHAIN), in_a_large_volume(heads(), (30, 40, 50))
+    part, logits, start = net.closer(large)
+    side = network.WINDOW
+    assert part.shape == (1, 1, side, side, side)
+    assert logits.equal(intensity_as_logits(part))
+    x, y, z = (slice(max(first, 0), first + side) for first in start[0].tolist())
+    assert part.sum().item() == pytest.approx(large[:, :, x, y, z].sum().item(), rel=1e-4)
+    assert part.sum() == pytest.approx(large.sum().item(), rel=1e-4)  # the head is inside
+
+
+@pytest.mark.parametrize("shape", [None, (90, 75, 100)])
+def test_a_reference_places_the_crop(shape, chain):
+    net, volume = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=2), heads(batch=2)
+    if shape:
+        volume = in_a_large_volume(volume, (60, 10, 30), shape)
+    with torch.no_grad():
+        found = net.predict(volume)
+        center = found.head_to_grid[:, :3, 3]
+        # the cube that the network itself takes gives its own pose
+        side = (6 / torch.pi * 1000 * found.brain_volume_ml).pow(1 / 3) / net.crop_fill
+        same = net.predict(volume, Box(center, side))
+        torch.testing.assert_close(same.head_to_grid, found.head_to_grid, atol=1e-3, rtol=0)
+        torch.testing.assert_close(same.confidence, found.confidence, atol=1e-4, rtol=0)
+        assert same.label.equal(found.label)
+        elsewhere = net.predict(volume, Box(center + 20, side))
+        torch.testing.assert_close(elsewhere.head_to_grid[:, :3, 3], center + 20)
+        angles = geodesic_deg(elsewhere.head_to_grid[:, :3, :3], found.head_to_grid[:, :3, :3])
+        assert angles.min() > 1
+        # and it stands for a head where the localizer sees none
+        net.min_brain_ml = 1e6
+        assert net.predict(volume).head_to_grid.isnan().all()
+        anyway = net.predict(volume, Box(center, side)).head_to_grid
+        assert anyway.equal(same.head_to_grid)
+
+
 def forward_with_box(net):
     box = Box(torch.tensor([[5.0, -4.0, 3.0], [0.0, 0.0, 8.0]]), torch.tensor([60.0, 70.0]))
     return net(heads(batch=2), box)

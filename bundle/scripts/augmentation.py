@@ -44,6 +44,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
     stretch : largest factor by which the head grows or shrinks along each of its own axes,
         log-uniform: other shapes of head, whose axes are known as exactly
     shift_mm : largest shift of the head from the patch's centre along each axis
+    away_prob : probability that the patch lies somewhere in the volume instead, wherever the head
+        is: what is not a head must be learned from all of the mother
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         scale: tuple[float, float] = (0.8, 1.25),
         stretch: float = 1.0,
         shift_mm: float = 60.0,
+        away_prob: float = 0.0,
         spacing_mm: float = 4.0,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
-        self.mode = mode
+        self.mode, self.away_prob = mode, away_prob
         self.spatial_size = (spatial_size,) * 3
         self.rotate_prob, self.mirror_prob = rotate_prob, mirror_prob
         self.scale, self.stretch = scale, stretch
@@ -78,6 +81,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         most = np.log(self.stretch)
         self.stretches = torch.from_numpy(np.exp(self.R.uniform(-most, most, 3)))
         self.offset_mm = torch.from_numpy(self.R.uniform(-self.shift_mm, self.shift_mm, 3))
+        self.away = self.R.uniform() < self.away_prob
+        self.place = torch.from_numpy(self.R.uniform(-0.5, 0.5, 3))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
@@ -90,6 +95,8 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
             head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
             center, axes = head[:3, 3], head[:3, :3]
             linear = linear @ axes @ torch.diag(self.stretches) @ axes.mT
+        if self.away:
+            center = self.place * torch.tensor(image.shape[1:]) * self.spacing_mm
         resample = similarity(linear, self.offset_mm, center, self.spacing_mm, self.spatial_size)
         for key, mode in zip(self.keys, self.mode, strict=True):
             d[key] = resample(d[key], mode=mode)

@@ -50,10 +50,13 @@ def largest_component(mask: Tensor) -> Tensor:
     return mask & (labels == largest.view(-1, 1, 1, 1, 1))
 
 
-def densest_place(probability: Tensor, spacing_mm: float, window_mm: float = 44.0) -> Tensor:
+def densest_place(
+    probability: Tensor, spacing_mm: float, window_mm: float = 44.0
+) -> tuple[Tensor, Tensor]:
     """Voxel (batch, 3) around which a cube of ``window_mm`` holds the most probability.
 
-    ``probability`` is (batch, 1, x, y, z); the cube is the smallest brain, that of 20 weeks.
+    ``probability`` is (batch, 1, x, y, z); the cube is the smallest brain, that of 20 weeks. The
+    second result is the mean probability in that cube (batch,).
     """
     taps = 2 * round(window_mm / spacing_mm / 2) + 1
     dense = probability
@@ -63,8 +66,8 @@ def densest_place(probability: Tensor, spacing_mm: float, window_mm: float = 44.
         padding = [taps // 2 if k == axis else 0 for k in (2, 1, 0) for _ in range(2)]
         dense = functional.avg_pool3d(functional.pad(dense, padding), kernel, stride=1)
     _, _, _, ny, nz = probability.shape
-    place = dense.flatten(1).argmax(1)
-    return torch.stack([place // (ny * nz), place // nz % ny, place % nz], dim=1)
+    density, place = dense.flatten(1).max(1)
+    return torch.stack([place // (ny * nz), place // nz % ny, place % nz], dim=1), density
 
 
 def ball(

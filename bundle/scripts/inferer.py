@@ -34,6 +34,24 @@ class PrepareHeadBatch(PrepareBatch):
         return move("image"), target, (Box(move("center_mm"), move("side_mm")),), {}
 
 
+class TrainingInferer(Inferer):
+    """Calls the network, in bfloat16 where that is precise enough if ``mixed_precision``.
+
+    MONAI's own ``amp`` knows CUDA only. Weights, losses and poses stay float32; no loss scaling
+    is needed, because bfloat16 has the range of float32.
+    """
+
+    def __init__(self, mixed_precision: bool = False) -> None:
+        self.mixed_precision = mixed_precision
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
+        inputs = torch.as_tensor(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            return network(inputs, *args, **kwargs)
+
+
 class HeadPoseInferer(Inferer):
     """``HeadPoseNet.predict`` as a dictionary, without gradients.
 

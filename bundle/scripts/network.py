@@ -16,6 +16,7 @@ from .geometry import frame_to_rotation, rigid, spread_rotations
 from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
 
 WINDOW = 64  # voxels along the part of the volume that is looked at closely
+CANDIDATES = 3  # places that are looked at closely
 LOCALIZER_STRIDE = 32  # voxels: blocks of 2, and four levels of pooling by 2
 POOLS = {"average": AveragePool, "norm_max": NormMaxPool, "signed_max": SignedMaxPool}
 
@@ -276,28 +277,45 @@ class HeadPoseNet(nn.Module):
             fields.append(torch.einsum("ij,bajxyz->baixyz", turn.to(field), field))
         return torch.cat(fields, dim=3)
 
-    def closer(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def closer(self, volume: Tensor, center: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Window around the head, the logits in it, and its first voxel (batch, 3).
 
-        The whole volume is looked at to find the head. Then the localizer looks at a window of
-        the size that it was trained on, with far less of the mother in it.
+        The whole volume is looked at for the places that look most like a brain. At each the
+        localizer looks again at a window of the size that it was trained on, with far less of the
+        mother in it; the window in which the brain is densest is kept. With ``center``, a voxel
+        (batch, 3), the window lies there.
         """
+        if center is not None:
+            start = center - WINDOW // 2
+            part = window(volume, start, (WINDOW,) * 3)
+            return part, self.localize(part), start
         probability = self.localize(volume).softmax(1)[:, 1:2]
-        start = densest_place(probability, self.spacing_mm) - WINDOW // 2
-        part = window(volume, start, (WINDOW,) * 3)
-        return part, self.localize(part), start
+        looks, densities = [], []
+        for _ in range(CANDIDATES):
+            place, _ = densest_place(probability, self.spacing_mm)
+            probability = probability * ~ball(place, volume.shape[2:], self.spacing_mm)
+            looks.append(self.closer(volume, place))
+            brain = looks[-1][1].softmax(1)[:, 1:2]
+            densities.append(densest_place(brain, self.spacing_mm)[1])
+        best = torch.stack(densities).argmax(0)
+        item = torch.arange(len(volume), device=volume.device)
+        part, logits, start = (torch.stack(look)[best, item] for look in zip(*looks, strict=True))
+        return part, logits, start
 
     def predict(self, volume: Tensor, reference: Box | None = None) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
         With ``reference`` the crop is placed there instead of around the localizer's mask.
         """
-        part, logits, start = self.closer(volume)
         shape = torch.tensor(volume.shape[2:], device=volume.device)
+        center = None
+        if reference is not None:
+            center = (reference.center_mm / self.spacing_mm + (shape - 1) / 2).round().long()
+        part, logits, start = self.closer(volume, center)
         # from the middle of the volume to the middle of the window
         offset_mm = (start + (WINDOW - 1) / 2 - (shape - 1) / 2) * self.spacing_mm
         label = logits.argmax(1, keepdim=True)
-        place = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
+        place, _ = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
         brain = largest_component((label == 1) & ball(place, part.shape[2:], self.spacing_mm))
         box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
         if reference is not None:

@@ -127,9 +127,11 @@ class ToWorkingGridd(MapTransform):
             d[self.image_key] = GaussianSmooth(sigma=sigma.tolist())(image)  # keeps the affine
         d = dict(self._resample(d))
         values = d[self.image_key].numpy()
-        # Exact zeros are padding: how much of it there is must not move the scale.
+        # Zeros, up to what resampling leaves of rounding, are padding: how much of it there is must
+        # not move the scale.
+        shown = np.abs(values) > 1e-5 * np.median(np.abs(values[values != 0]))
         # numpy's partial sort: torch.quantile sorts everything and takes ten times as long.
-        low, high = np.percentile(values[values != 0], [0.5, 99.5])
+        low, high = np.percentile(values[shown], [0.5, 99.5])
         if high - low <= 1e-5 * max(abs(low), abs(high)):  # no range that could be scaled to [0, 1]
             raise VolumeError("empty", f"{name}: 99 % of the voxels have one value")
         scale = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
@@ -160,7 +162,8 @@ class HeadToGridd(MapTransform):
     """Add ``head_to_grid`` (4, 4) float32 and ``has_head`` (1 or 0) from ``head_to_world``.
 
     To come after every spatial transform, because augmentation leaves its trace in the image's
-    affine. An entry without pose, or with null, is a volume without a head: identity and 0.
+    affine. An entry without pose, or with null, is a volume without a head: identity and 0; 0 also
+    where the head's origin lies outside the volume.
     ValueError if the pose is not rigid.
     """
 
@@ -177,6 +180,8 @@ class HeadToGridd(MapTransform):
         if pose is not None:
             matrix = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
             d["head_to_grid"] = matrix.to(torch.float32)
+            half_mm = torch.tensor(image.shape[1:]) * self.spacing_mm / 2
+            d["has_head"] = (matrix[:3, 3].abs() <= half_mm).all().float()
         d.pop("head_to_world", None)  # null does not collate, and the grid's pose has replaced it
         return d
 
