@@ -7,7 +7,7 @@ EPOCHS ?= 14
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")
 
-.PHONY: setup train test lint benchmark
+.PHONY: setup train weights test lint benchmark
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,23 @@ train: setup
 		--load_weights False --output_dir $(OUTPUT)/untrained
 	cd bundle && $(BIN)/python -m scripts.report $(OUTPUT)/untrained/cases.csv \
 		$(OUTPUT)/trained/cases.csv --picture $(OUTPUT)/errors.png
+
+# The recipe of the shipped weights: the phantom first, then public fetal EPI and the phantom
+# together. FETAL_ALIGN is a clone of https://github.com/mu40/fetal-align.
+WEIGHTS := $(OUTPUT)/weights
+TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision True
+weights: setup
+	test -d "$(FETAL_ALIGN)" || { echo "usage: make weights FETAL_ALIGN=clone"; exit 2; }
+	cd bundle && $(BIN)/python -m scripts.phantom --dataset_dir $(WEIGHTS)/phantom \
+		--training 400 --validation 24 --test 60
+	cd bundle && $(BIN)/python -m scripts.datasets fetal_align \
+		--source $(abspath $(FETAL_ALIGN)) --dataset_dir $(WEIGHTS)/stacks
+	cd bundle && $(TRAINING) --config_file configs/train.json --dataset_dir $(WEIGHTS)/phantom \
+		--epochs 12 --val_interval 12 --rotation_lr 0.02 --output_dir $(WEIGHTS)/base
+	cd bundle && $(TRAINING) --config_file "['configs/train.json','configs/mixture.json']" \
+		--dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom --samples_per_epoch 400 \
+		--epochs 42 --val_interval 42 --rotation_lr 0.012 \
+		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/final
 
 benchmark: setup
 	cd bundle && $(BIN)/python -m scripts.benchmark

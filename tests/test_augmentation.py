@@ -170,6 +170,43 @@ def test_a_stretch_leaves_the_axes_of_the_head_where_they_were():
     np.testing.assert_allclose(gram, gram[0, 0] * np.eye(3), atol=1e-4)
 
 
+def test_patch_away_from_the_head_lies_anywhere_in_the_volume():
+    """The pose follows: it is that of a head that may lie outside of the patch."""
+    transform = RandSimilarityd(spatial_size=20, shift_mm=10.0, stretch=1.2, away_prob=1.0)
+    transform.set_random_state(0)
+    d = memory_entry(shape=(40, 44, 48))
+    before = HeadToGridd()(d)["head_to_grid"].double()
+    places, inside = [], []
+    for _ in range(300):
+        moved = HeadToGridd()(transform(d))
+        middle = transform.place * torch.tensor([40, 44, 48]) * SPACING_MM
+        axes = before[:3, :3]
+        linear = transform.linear @ axes @ torch.diag(transform.stretches) @ axes.mT
+        expected = linear @ (before[:3, 3] - middle) + transform.offset_mm
+        pose = moved["head_to_grid"]
+        torch.testing.assert_close(pose[:3, 3].double(), expected, atol=1e-2, rtol=0)
+        check_rigid(pose.double(), "pose")
+        assert moved["has_head"] == (pose[:3, 3].abs() <= 40).all()
+        places.append(transform.place.numpy())
+        inside.append(moved["has_head"].item())
+    assert 0.01 < np.mean(inside) < 0.5
+    assert np.abs(places).max() == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_allclose(np.mean(places, axis=0), 0, atol=0.06)
+
+
+def test_patches_lie_away_as_often_as_stated():
+    transform = RandSimilarityd(away_prob=0.15).set_random_state(0)
+    drawn = []
+    for _ in range(2000):
+        transform.randomize()
+        drawn.append(transform.away)
+    assert np.mean(drawn) == pytest.approx(0.15, abs=0.03)
+    transform = RandSimilarityd(spatial_size=20, shift_mm=0.0)  # by default never
+    for _ in range(20):
+        origin = HeadToGridd()(transform(memory_entry()))["head_to_grid"][:3, 3]
+        assert origin.norm() < 1e-3
+
+
 def test_stretches_fill_their_range():
     transform = RandSimilarityd(stretch=1.2).set_random_state(0)
     drawn = []

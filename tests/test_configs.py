@@ -141,11 +141,13 @@ def test_training_of_the_plain_network(phantoms, tmp_path):
 
     run = workflow("plain_cnn", **training_overrides(phantoms, tmp_path, SMALL_PLAIN))
     run.run()
-    assert isinstance(run.network.rotation, PlainCNN)
-    rates = [group["initial_lr"] for group in run.optimizer.param_groups]
+    network = run.parser.get_parsed_content("network")
+    assert isinstance(network.rotation, PlainCNN)
+    optimizer = run.parser.get_parsed_content("optimizer")
+    rates = [group["initial_lr"] for group in optimizer.param_groups]
     assert rates == [0.001, 0.003]
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert set(state) == set(run.network.state_dict())
+    assert set(state) == set(network.state_dict())
     overrides = training_overrides(phantoms, tmp_path, SMALL_PLAIN)
     workflow("evaluate_plain_cnn", **overrides | {"ckpt_path": str(tmp_path / "model.pt")}).run()
     with open(tmp_path / "cases.csv", newline="") as file:

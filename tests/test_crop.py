@@ -243,13 +243,16 @@ def test_ball_at_the_densest_place_cuts_a_leak_and_keeps_the_brain():
     leak = torch.zeros_like(brain)
     leak[:, :, 15:17, 14:16] = True  # a thin sheet of "brain" through the whole volume
     probability = (brain | leak).float().unsqueeze(1)
-    place = densest_place(probability, spacing)
+    place, density = densest_place(probability, spacing)
     inside = ball(place, shape, spacing)
     assert inside.shape == (2, 1, *shape)
     assert (inside[:, 0] & brain).sum() == brain.sum()
     distance = spacing * (index - center[:, None, None, None]).float().norm(dim=-1)
     assert distance[inside[:, 0]].max() <= 56 + 5 * spacing  # the leak pulls the centre a little
-    assert densest_place(probability[1:], spacing).equal(place[1:])
+    assert density.gt(0.5).all()
+    alone, density_alone = densest_place(probability[1:], spacing)
+    assert alone.equal(place[1:])
+    torch.testing.assert_close(density_alone, density[1:])
     assert ball(place[1:], shape, spacing).equal(inside[1:])
 
 
@@ -257,10 +260,11 @@ def test_densest_place_is_that_of_the_mean_over_the_cube():
     """Against scipy, with zeros outside; also in volumes smaller than the cube of 11 voxels."""
     for shape in ((17, 20, 15), (5, 30, 8), (3, 3, 3)):
         probability = np.random.default_rng(0).random((2, 1, *shape))
-        found = densest_place(torch.from_numpy(probability), SPACING_MM, window_mm=40.0)
+        found, density = densest_place(torch.from_numpy(probability), SPACING_MM, window_mm=40.0)
         for k in range(2):
             dense = ndimage.uniform_filter(probability[k, 0], 11, mode="constant")
             assert dense[tuple(found[k].tolist())] == pytest.approx(dense.max(), rel=1e-9)
+            assert density[k].item() == pytest.approx(dense.max(), rel=1e-9)
 
 
 def test_ball_is_round_and_where_it_should_be():

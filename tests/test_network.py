@@ -503,6 +503,41 @@ def test_the_closer_look_is_of_the_size_of_the_training(chain):
     assert part.sum() == pytest.approx(large.sum().item(), rel=1e-4)  # the head is inside
 
 
+def test_the_closer_look_can_be_told_where(chain):
+    net, volume = chain(E3CNN(**TINY), **TINY_CHAIN), torch.rand(2, 1, 40, 50, 45)
+    center = torch.tensor([[10, 40, 20], [20, 20, 44]])
+    part, logits, start = net.closer(volume, center)
+    assert start.equal(center - network.WINDOW // 2)
+    assert logits.equal(intensity_as_logits(part))
+    for k in range(2):
+        middle = (k, 0, *[network.WINDOW // 2] * 3)
+        assert part[middle] == volume[(k, 0, *center[k].tolist())]
+
+
+def fooled_from_afar(volume):
+    """Takes what is brighter than any head for the best brain, unless it looks closely."""
+    if volume.shape[2:] == (network.WINDOW,) * 3:
+        volume = torch.where(volume > 1.2, 0.0, volume)
+    return intensity_as_logits(volume)
+
+
+def test_a_decoy_is_seen_through_at_the_closer_look(chain, monkeypatch):
+    """Each volume for itself: one has the decoy, one has not."""
+    net = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=2)
+    monkeypatch.setattr(net, "localize", fooled_from_afar)
+    volumes = in_a_large_volume(heads(batch=2), (3, 5, 4))
+    with torch.no_grad():
+        expected = net.predict(volumes)
+        volumes[1, 0, 65:85, 50:70, 75:95] = 1.5
+        found = net.predict(volumes)
+        for name, value in found._asdict().items():
+            torch.testing.assert_close(value, getattr(expected, name), msg=name)
+        monkeypatch.setattr(network, "CANDIDATES", 1)
+        fooled = net.predict(volumes)
+    assert fooled.head_to_grid[1].isnan().all()
+    torch.testing.assert_close(fooled.head_to_grid[0], expected.head_to_grid[0])
+
+
 @pytest.mark.parametrize("shape", [None, (90, 75, 100)])
 def test_a_reference_places_the_crop(shape, chain):
     net, volume = chain(E3CNN(**TINY, in_channels=3), **TINY_CHAIN, turns=2), heads(batch=2)

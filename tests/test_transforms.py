@@ -295,6 +295,23 @@ def test_volume_without_head(pose):
     assert "head_to_world" not in d
 
 
+def test_head_outside_of_the_volume():
+    """Its pose is told, but there is no head to see. The border belongs to the volume."""
+    shape = (10, 12, 14)
+    for axis, half_mm in enumerate((20.0, 24.0, 28.0)):
+        for sign in (-1, 1):
+            for beyond in (-0.1, 0.1):
+                entry = grid_entry(None, shape)
+                to_world = grid_to_world(entry["image"].affine, shape, SPACING_MM)
+                origin = torch.zeros(4, dtype=torch.float64)
+                origin[axis], origin[3] = sign * (half_mm + beyond), 1
+                pose = torch.from_numpy(head_pose())
+                pose[:, 3] = to_world @ origin
+                d = HeadToGridd()(entry | {"head_to_world": pose.tolist()})
+                assert d["has_head"] == (beyond < 0)
+                torch.testing.assert_close(d["head_to_grid"][:, 3], origin.float())
+
+
 @pytest.mark.parametrize(
     "factor", [np.diag([-1.0, 1, 1, 1]), np.diag([1.01, 1, 1, 1]), np.full((4, 4), np.nan)]
 )

@@ -282,7 +282,7 @@ class HeadPoseNet(nn.Module):
 
         The whole volume is looked at for the places that look most like a brain. At each the
         localizer looks again at a window of the size that it was trained on, with far less of the
-        mother in it; the window in which the brain is densest is kept. With ``center``, a voxel
+        mother in it; the window in which the brain is densest in both looks is kept. With ``center``, a voxel
         (batch, 3), the window lies there.
         """
         if center is not None:
@@ -292,11 +292,11 @@ class HeadPoseNet(nn.Module):
         probability = self.localize(volume).softmax(1)[:, 1:2]
         looks, densities = [], []
         for _ in range(CANDIDATES):
-            place, _ = densest_place(probability, self.spacing_mm)
+            place, density = densest_place(probability, self.spacing_mm)
             probability = probability * ~ball(place, volume.shape[2:], self.spacing_mm)
             looks.append(self.closer(volume, place))
             brain = looks[-1][1].softmax(1)[:, 1:2]
-            densities.append(densest_place(brain, self.spacing_mm)[1])
+            densities.append(density * densest_place(brain, self.spacing_mm)[1])
         best = torch.stack(densities).argmax(0)
         item = torch.arange(len(volume), device=volume.device)
         part, logits, start = (torch.stack(look)[best, item] for look in zip(*looks, strict=True))
