@@ -332,7 +332,7 @@ def chain(monkeypatch):
     """Builds a HeadPoseNet with the stand-in for its localizer."""
 
     def build(rotation=None, **config):
-        net = HeadPoseNet(rotation, **{"min_brain_ml": 1.0, "turns": 1, **config}).eval()
+        net = HeadPoseNet(rotation, **{"min_brain_ml": 1.0, "min_density": 0.0, "turns": 1, **config}).eval()
         monkeypatch.setattr(net, "localize", intensity_as_logits)
         return net
 
@@ -494,7 +494,7 @@ def test_a_head_is_found_wherever_it_lies(offset, chain):
 
 def test_the_closer_look_is_of_the_size_of_the_training(chain):
     net, large = chain(E3CNN(**TINY), **TINY_CHAIN), in_a_large_volume(heads(), (30, 40, 50))
-    part, logits, start = net.closer(large)
+    part, logits, start, _ = net.closer(large)
     side = network.WINDOW
     assert part.shape == (1, 1, side, side, side)
     assert logits.equal(intensity_as_logits(part))
@@ -506,7 +506,7 @@ def test_the_closer_look_is_of_the_size_of_the_training(chain):
 def test_the_closer_look_can_be_told_where(chain):
     net, volume = chain(E3CNN(**TINY), **TINY_CHAIN), torch.rand(2, 1, 40, 50, 45)
     center = torch.tensor([[10, 40, 20], [20, 20, 44]])
-    part, logits, start = net.closer(volume, center)
+    part, logits, start, _ = net.closer(volume, center)
     assert start.equal(center - network.WINDOW // 2)
     assert logits.equal(intensity_as_logits(part))
     for k in range(2):
@@ -515,10 +515,12 @@ def test_the_closer_look_can_be_told_where(chain):
 
 
 def fooled_from_afar(volume):
-    """Takes what is brighter than any head for the best brain, unless it looks closely."""
-    if volume.shape[2:] == (network.WINDOW,) * 3:
-        volume = torch.where(volume > 1.2, 0.0, volume)
-    return intensity_as_logits(volume)
+    """Takes what is brighter than any head for the best of brains, unless it looks closely."""
+    decoy = volume > 1.2
+    logits = 10 * intensity_as_logits(torch.where(decoy, 0.0, volume))
+    if volume.shape[2:] != (network.WINDOW,) * 3:
+        logits[:, 1:2] += 100 * decoy
+    return logits
 
 
 def test_a_decoy_is_seen_through_at_the_closer_look(chain, monkeypatch):

@@ -200,6 +200,8 @@ class HeadPoseNet(nn.Module):
     crop_size : voxels along the side of the crop
     crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
     min_brain_ml : a smaller brain mask counts as "no head" (at 20 weeks a brain has about 45 ml)
+    min_density : so does one whose brain is less probable where it is densest (mean over 44 mm,
+        product of both looks)
     localizer_channels : features of the MONAI BasicUNet that labels brain and eyes: five levels,
         and the last layer
     maps_dropout : share of the training items that see the image alone, so that the rotation does
@@ -220,6 +222,7 @@ class HeadPoseNet(nn.Module):
         crop_size: int = 24,
         crop_fill: float = 0.6,
         min_brain_ml: float = 10.0,
+        min_density: float = 0.2,
         localizer_channels: Sequence[int] = (16, 16, 32, 64, 64, 16),
         maps_dropout: float = 0.25,
         turns: int = 4,
@@ -228,7 +231,7 @@ class HeadPoseNet(nn.Module):
         self.spacing_mm = float(spacing_mm)
         self.crop_size = crop_size
         self.crop_fill = crop_fill
-        self.min_brain_ml = min_brain_ml
+        self.min_brain_ml, self.min_density = min_brain_ml, min_density
         self.maps_dropout = maps_dropout
         self.register_buffer("turns", spread_rotations(turns).float(), persistent=False)
         self.localizer = BasicUNet(
@@ -277,30 +280,33 @@ class HeadPoseNet(nn.Module):
             fields.append(torch.einsum("ij,bajxyz->baixyz", turn.to(field), field))
         return torch.cat(fields, dim=3)
 
-    def closer(self, volume: Tensor, center: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Window around the head, the logits in it, and its first voxel (batch, 3).
+    def closer(
+        self, volume: Tensor, center: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Window around the head, the logits in it, its first voxel (batch, 3), and the density.
 
         The whole volume is looked at for the places that look most like a brain. At each the
         localizer looks again at a window of the size that it was trained on, with far less of the
-        mother in it; the window in which the brain is densest in both looks is kept. With ``center``, a voxel
-        (batch, 3), the window lies there.
+        mother in it; the window in which the brain is densest in both looks is kept. With
+        ``center``, a voxel (batch, 3), the window lies there. The density (batch,) is the
+        probability of brain where it is densest, the product of both looks.
         """
         if center is not None:
             start = center - WINDOW // 2
             part = window(volume, start, (WINDOW,) * 3)
-            return part, self.localize(part), start
+            logits = self.localize(part)
+            _, density = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
+            return part, logits, start, density
         probability = self.localize(volume).softmax(1)[:, 1:2]
-        looks, densities = [], []
+        looks = []
         for _ in range(CANDIDATES):
             place, density = densest_place(probability, self.spacing_mm)
             probability = probability * ~ball(place, volume.shape[2:], self.spacing_mm)
-            looks.append(self.closer(volume, place))
-            brain = looks[-1][1].softmax(1)[:, 1:2]
-            densities.append(density * densest_place(brain, self.spacing_mm)[1])
-        best = torch.stack(densities).argmax(0)
-        item = torch.arange(len(volume), device=volume.device)
-        part, logits, start = (torch.stack(look)[best, item] for look in zip(*looks, strict=True))
-        return part, logits, start
+            part, logits, start, close = self.closer(volume, place)
+            looks.append((part, logits, start, density * close))
+        parts, all_logits, starts, densities = (torch.stack(x) for x in zip(*looks, strict=True))
+        best, item = densities.argmax(0), torch.arange(len(volume), device=volume.device)
+        return parts[best, item], all_logits[best, item], starts[best, item], densities[best, item]
 
     def predict(self, volume: Tensor, reference: Box | None = None) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
@@ -311,7 +317,7 @@ class HeadPoseNet(nn.Module):
         center = None
         if reference is not None:
             center = (reference.center_mm / self.spacing_mm + (shape - 1) / 2).round().long()
-        part, logits, start = self.closer(volume, center)
+        part, logits, start, density = self.closer(volume, center)
         # from the middle of the volume to the middle of the window
         offset_mm = (start + (WINDOW - 1) / 2 - (shape - 1) / 2) * self.spacing_mm
         label = logits.argmax(1, keepdim=True)
@@ -323,7 +329,7 @@ class HeadPoseNet(nn.Module):
         axes, confidence = pool_axes(self.axis_field(part, logits, box))
         pose = rigid(frame_to_rotation(axes), box.center_mm + offset_mm.to(axes))
         if reference is None:
-            found = volume_ml >= self.min_brain_ml
+            found = (volume_ml >= self.min_brain_ml) & (density >= self.min_density)
             pose = torch.where(found[:, None, None], pose, torch.nan)
             confidence = torch.where(found, confidence, torch.zeros_like(confidence))
         label = window(brain + 2 * (label == 2), -start, volume.shape[2:]).to(torch.uint8)

@@ -87,8 +87,8 @@ class PoseWriter:
             else:
                 record["status"] = "no_head"
                 record["message"] = (
-                    f"{item['path']}: the largest region that looks like brain has "
-                    f"{record['brain_volume_ml']} ml"
+                    f"{item['path']}: nothing looks enough like a brain; the most likely region "
+                    f"has {record['brain_volume_ml']} ml"
                 )
         if record["message"]:
             logger.warning("%s: %s", record["status"], record["message"])
