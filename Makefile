@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 OUTPUT ?= $(CURDIR)/bundle/output
-EPOCHS ?= 14
+EPOCHS ?= 10
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")
 
