@@ -8,8 +8,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents
-from scripts.gradients import ClipGradients
 from torch import nn
+
+from scripts.gradients import ClipGradients
 
 
 def trainer(network: nn.Module, scale: dict[str, float]) -> Engine:

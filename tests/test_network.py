@@ -332,7 +332,9 @@ def chain(monkeypatch):
     """Builds a HeadPoseNet with the stand-in for its localizer."""
 
     def build(rotation=None, **config):
-        net = HeadPoseNet(rotation, **{"min_brain_ml": 1.0, "min_density": 0.0, "turns": 1, **config}).eval()
+        net = HeadPoseNet(
+            rotation, **{"min_brain_ml": 1.0, "min_density": 0.0, "turns": 1, **config}
+        ).eval()
         monkeypatch.setattr(net, "localize", intensity_as_logits)
         return net
 

@@ -97,7 +97,8 @@ def mixture_weights(entries: Sequence[dict[str, Any]], shares: Sequence[float]) 
     ValueError for shares that are not one for each set, negative or do not sum to 1, or for a data
     set without entries that has a share.
     """
-    if not shares or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:  # not NaN either
+    # written so that NaN is refused too
+    if not shares or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(f"shares must be 0 or more and sum to 1, got {list(shares)}")
     stacks = Counter((entry["source"], entry["subject"]) for entry in entries)
     subjects = Counter(source for source, _ in stacks)
@@ -193,7 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     align = commands.add_parser("fetal_align", help="a clone of mu40/fetal-align")
     align.add_argument("--source", required=True, help="the clone")
     for section in ("validation", "test"):
-        align.add_argument(f"--{section}", type=_subjects, default=(), help="subjects: f01,f04 or ga31.00")
+        align.add_argument(
+            f"--{section}", type=_subjects, default=(), help="subjects: f01,f04 or ga31.00"
+        )
     angles = commands.add_parser("e3pose", help="images, labels and a table of Euler angles")
     angles.add_argument("--images", required=True, help="folder")
     angles.add_argument("--labels", required=True, help="folder, with the same file names")
