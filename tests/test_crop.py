@@ -66,6 +66,22 @@ def test_largest_component_follows_a_snake(axes, flip):
     np.testing.assert_array_equal(found[0, 0].numpy(), mask)
 
 
+def test_the_rounds_suffice_for_the_longest_path_in_the_ball():
+    """Half of all voxels of 29^3, sheet after sheet, on one path."""
+    n = 29
+    mask = np.zeros((n, n, n), dtype=bool)
+    mask[::2, ::2] = True
+    for i in range(0, n, 2):
+        for turn, j in enumerate(range(1, n, 2)):
+            mask[i, j, 0 if turn % 2 else -1] = True
+        if i + 2 < n:
+            mask[i + 1, -1 if i % 4 else 0, 0] = True
+    assert ndimage.label(mask, structure=np.ones((3, 3, 3)))[1] == 1
+    given = torch.from_numpy(mask)[None, None]
+    assert largest_component(given).equal(given)
+    assert not largest_component(given, rounds=4).equal(given)  # it does need rounds
+
+
 def test_corners_connect_and_gaps_do_not():
     mask = torch.zeros(1, 1, 8, 8, 8, dtype=torch.bool)
     mask[0, 0, [1, 2, 3], [1, 2, 3], [3, 2, 1]] = True  # touch at corners only

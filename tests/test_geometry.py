@@ -98,6 +98,35 @@ def test_frame_with_flipped_x_is_no_180_degree_error():
     assert g.geodesic_deg(wrong, rotation).item() > 170
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+def test_nearest_rotation_is_that_of_the_singular_vectors(dtype, tolerance):
+    matrix = torch.randn(500, 3, 3, dtype=dtype)
+    u, s, vh = torch.linalg.svd(matrix)
+    signs = torch.ones(500, 3, dtype=dtype)
+    signs[:, 2] = torch.linalg.det(u @ vh)
+    expected = u @ torch.diag_embed(signs) @ vh
+    defined = s[:, 1] + signs[:, 2] * s[:, 2] > 0.05  # else more than one is nearest
+    assert defined.sum() > 450
+    found = g.nearest_rotation(matrix)
+    torch.testing.assert_close(found[defined], expected[defined], atol=tolerance, rtol=0)
+    identity = torch.eye(3, dtype=dtype).expand(500, 3, 3)
+    torch.testing.assert_close(found @ found.mT, identity, atol=1e-5, rtol=0)
+    assert (torch.linalg.det(found) > 0.99).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("n", [3, 4])
+def test_top_eigenvector_is_that_of_eigh(n, scale):
+    matrix = torch.randn(200, n, n, dtype=torch.float64)
+    matrix = scale * (matrix @ matrix.mT)
+    values, vectors = torch.linalg.eigh(matrix)
+    found = g.top_eigenvector(matrix)
+    distinct = values[:, -2] < 0.999 * values[:, -1]
+    cosine = (found * vectors[..., -1]).sum(-1).abs()
+    torch.testing.assert_close(cosine[distinct], torch.ones_like(cosine[distinct]))
+    assert (g.top_eigenvector(torch.zeros(2, n, n)) == 0).all()
+
+
 def test_frame_is_the_nearest_rotation():
     generator = torch.Generator().manual_seed(0)
     for seed in range(20):

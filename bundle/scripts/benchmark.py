@@ -1,40 +1,99 @@
-"""Seconds and memory of the network as inference.json and train.json declare it.
+"""Seconds and memory of the networks, beside what their convolutions alone take.
 
-From the bundle's folder: ``python -m scripts.benchmark``. Inference runs the shipped weights on a
-phantom, because the time of the largest component depends on the mask; training steps on noise.
+From the bundle's folder: ``python -m scripts.benchmark [--device cuda] [--repeats 7]``. The floor
+of a row is the time of conv3d calls of the same shapes, and of nothing else. Inference runs the
+shipped weights on a phantom of 160 x 160 x 64 voxels; training steps run on noise.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .crop import Box
+from .export import declared_network
 from .loss import HeadPoseLoss
-from .network import HeadPoseNet
+from .network import E3CNN, HeadPoseNet
 from .phantom import make_phantom
+from .plain import PlainCNN
 from .transforms import ToWorkingGridd
 
 ROOT = Path(__file__).parents[1]
 
 
-def median_seconds(call: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall time of ``call`` after one call that does not count."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+class Convolutions(TorchFunctionMode):
+    """Notes the conv3d calls of what runs inside: a random input like each, its kernel, padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor, Any]] = []
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.conv3d:
+            x, kernel = args[:2]
+            padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
+            grad = x.requires_grad  # the first convolution has no gradient of its input
+            self.calls.append((torch.rand_like(x).requires_grad_(grad), kernel.detach(), padding))
+        return func(*args, **kwargs)
+
+    def run(self) -> list[Tensor]:
+        return [torch.conv3d(x, kernel, padding=padding) for x, kernel, padding in self.calls]
+
+    def run_backward(self) -> None:
+        for x, kernel, padding in self.calls:
+            y = torch.conv3d(x, kernel.requires_grad_(), padding=padding)
+            wanted = [part for part in (x, kernel) if part.requires_grad]
+            torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+
+class Table:
+    """Times calls and prints a row each."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        print(f"{'':46}{'seconds':>9}{'floor':>9}{'ratio':>7}")
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Median wall time of ``call`` after two calls that do not count."""
+        times = []
+        for _ in range(self.repeats + 2):
+            start = time.perf_counter()
+            call()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[2:])
+
+    def row(
+        self, name: str, call: Callable[[], object], floor: Callable[[], object] | None = None
+    ) -> None:
+        taken = self.seconds(call)
+        text = f"{name:46}{taken:9.3f}"
+        if floor is not None:
+            least = self.seconds(floor)
+            text += f"{least:9.3f}{taken / least:7.2f}"
+        print(text, flush=True)
+
+
+def convolutions(call: Callable[[], object]) -> Convolutions:
+    """The conv3d calls of one call."""
+    with Convolutions() as noted:
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return noted
 
 
 def peak_gib() -> float:
@@ -42,56 +101,108 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main() -> None:
-    """Print the table."""
-    parser = ConfigParser()
-    parser.read_config(str(ROOT / "configs/train.json"))
-    network: HeadPoseNet = parser.get_parsed_content("network_def")
-    batch, patch = parser["batch_size"], parser["patch_voxels"]
-    before = peak_gib()
-
-    state = torch.load(ROOT / "models/model.pt", weights_only=True)
-    network.load_state_dict(state)
+def inference(table: Table, network: HeadPoseNet) -> None:
+    """The whole chain with the shipped weights, and its parts."""
     phantom = make_phantom(0, voxel_mm=(3, 3, 4.5), shape=(160, 160, 64))
     image = MetaTensor(
         torch.from_numpy(phantom.image).float()[None], affine=torch.from_numpy(phantom.affine)
     )
-    item = {"image": image}
-    to_grid = Compose([ToWorkingGridd(label_key=None, spacing_mm=network.spacing_mm)])
-    seconds = {"stack 160 x 160 x 64 to working grid": median_seconds(lambda: to_grid(item))}
-    volume = to_grid(item)["image"].as_tensor()[None]
-    network.eval()
-    with torch.no_grad():
-        shape = " x ".join(str(n) for n in volume.shape[2:])
-        seconds[f"volume {shape} to pose"] = median_seconds(lambda: network(volume))
-        seconds["of it the localizer, both looks"] = median_seconds(lambda: network.closer(volume))
-        box = Box(torch.zeros(1, 3), torch.full((1,), 140.0))
-        logits = torch.zeros(1, 3, *volume.shape[2:])
-        seconds["of it the E3CNN"] = median_seconds(lambda: network.axis_field(volume, logits, box))
-    inference_gib = peak_gib() - before
+    to_grid = ToWorkingGridd(label_key=None, spacing_mm=network.spacing_mm)
+    table.row("stack 160 x 160 x 64 to working grid", lambda: to_grid({"image": image}))
+    volume = to_grid({"image": image})["image"].as_tensor()[None].to(table.device)
+    shape = " x ".join(str(n) for n in volume.shape[2:])
+    whole = convolutions(lambda: network(volume))
+    network.freeze()
+    table.row(f"volume {shape} to pose, frozen", lambda: network(volume), whole.run)
+    table.row("  of it the localizer, whole volume", lambda: network.localize(volume))
+    look = network.closer(volume)
+    windows = look.part.expand(network.candidates, -1, -1, -1, -1)
+    table.row("  of it the localizer, close looks", lambda: network.localize(windows))
+    box = Box(torch.zeros(1, 3).to(volume), torch.full((1,), 140.0).to(volume))
+    table.row(
+        "  of it the crops and the E3CNN", lambda: network.axis_field(look.part, look.logits, box)
+    )
+    stack = lambda: network(to_grid({"image": image})["image"].as_tensor()[None].to(table.device))  # noqa: E731
+    table.row("stack to pose, all in all", stack)
 
-    loss = HeadPoseLoss()
+
+def crops(table: Table, networks: Iterable[tuple[str, nn.Module, Tensor]]) -> None:
+    """Rotation networks on crops; the floor is that of the same network before ``freeze``."""
+    for name, network, crop in networks:
+        network.eval()
+        floor = convolutions(lambda n=network, c=crop: n(c)).run  # type: ignore[misc]
+        call = lambda n=network, c=crop: n(c)  # type: ignore[misc]  # noqa: E731
+        table.row(name, call, floor)
+        if isinstance(network, E3CNN):
+            network.freeze(crop.shape[-1])
+            table.row(f"{name}, frozen", call, floor)
+
+
+def training(table: Table, network: HeadPoseNet, batch: int, patch: int) -> None:
+    """An optimizer step on noise."""
+    loss, device = HeadPoseLoss(), table.device
     optimizer = torch.optim.Adam(network.parameters())
-    volumes = torch.rand(batch, 1, patch, patch, patch)
+    volumes = torch.rand(batch, 1, patch, patch, patch, device=device)
     target = {
         "label": (volumes > 0.9).float(),
-        "head_to_grid": torch.eye(4).expand(batch, 4, 4),
-        "has_head": torch.ones(batch),
+        "head_to_grid": torch.eye(4, device=device).expand(batch, 4, 4),
+        "has_head": torch.ones(batch, device=device),
     }
-    boxes = Box(torch.zeros(batch, 3), torch.full((batch,), 140.0))
+    box = Box(torch.zeros(batch, 3, device=device), torch.full((batch,), 140.0, device=device))
     network.train()
 
-    def step() -> None:
+    def step(mixed_precision: bool = False) -> None:
         optimizer.zero_grad()
-        loss(network(volumes, boxes), target).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+            output = network(volumes, box)
+        loss(output, target).backward()
         optimizer.step()
 
-    seconds[f"training step, batch {batch}, patch {patch}^3"] = median_seconds(step)
-    for name, value in seconds.items():
-        print(f"{name:44}{value:8.3f} s")
-    print(f"{'peak memory of inference above the imports':44}{inference_gib:8.2f} GiB")
-    print(f"{'peak memory with training':44}{peak_gib() - before:8.2f} GiB")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    floor = convolutions(step)
+    name = f"training step, batch {batch}, patch {patch}^3"
+    table.row(name, step, floor.run_backward)
+    table.row(f"{name}, bfloat16", lambda: step(mixed_precision=True))
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--repeats", type=int, default=7)
+    given = options.parse_args()
+    device = torch.device(given.device)
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs/train.json"), str(ROOT / "configs/plain_cnn.json")])
+    plain: PlainCNN = parser.get_parsed_content("network_def#rotation")
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs/train.json"))
+
+    def shipped() -> HeadPoseNet:
+        return declared_network(ROOT / "configs/train.json", ROOT / "models/model.pt").to(device)
+
+    table, before = Table(device, given.repeats), peak_gib()
+    network = shipped()
+    with torch.no_grad():
+        inference(table, network)
+        inference_gib = peak_gib() - before
+        small = torch.rand(4, 3, *[network.crop_size] * 3, device=device)
+    training(table, shipped(), parser["batch_size"], parser["patch_voxels"])
+    with torch.no_grad():
+        authors = E3CNN(2, 5, convolutions=2, pool="signed_max", num_radial=5, radius=2.5)
+        large = torch.rand(1, 1, 64, 64, 64, device=device)
+        crops(
+            table,
+            [
+                ("shipped E3CNN, 4 crops of 24^3", shipped().rotation, small),
+                ("plain CNN, 4 crops of 24^3", plain.to(device), small),
+                ("authors' E(3)-CNN, crop of 64^3", authors.to(device), large),
+            ],
+        )
+    if device.type == "cpu":
+        print(f"peak memory of inference above the imports {inference_gib:.2f} GiB")
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    else:
+        print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -75,16 +75,43 @@ def spread_rotations(number: int) -> Tensor:
     return rotations[:1].mT @ rotations
 
 
-def nearest_rotation(matrix: Tensor) -> Tensor:
-    """Proper rotation (..., 3, 3) nearest to ``matrix`` in the Frobenius norm (Kabsch 1976).
+def top_eigenvector(matrix: Tensor, squarings: int = 16) -> Tensor:
+    """Unit eigenvector (..., n) of the largest eigenvalue of symmetric ``matrix`` (..., n, n).
 
-    The determinant enters as diag(1, 1, det): scaling the whole product by det would turn a
-    matrix near (-x, y, z) by 180 degrees. Not differentiable where two singular values vanish.
+    ``matrix`` must have no negative eigenvalues. Power iteration by repeated squaring: matrix
+    products only, which every export format knows, where ``torch.linalg.eigh`` is a call into
+    LAPACK. 16 squarings tell eigenvalues apart that differ by a part in a thousand. Zero for a
+    matrix of zeros.
     """
-    u, _, vh = torch.linalg.svd(matrix)
-    signs = torch.ones_like(matrix[..., 0])
-    signs[..., 2] = torch.linalg.det(u @ vh)
-    return u @ (signs.unsqueeze(-1) * vh)
+    for _ in range(squarings):
+        largest = matrix.abs().amax(dim=(-2, -1), keepdim=True)
+        matrix = matrix / largest.clamp(min=1e-30)
+        matrix = matrix @ matrix
+    # every column is a multiple of it; the longest is the most precise
+    column = matrix.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    longest = matrix.gather(-1, column.expand_as(matrix[..., :1])).squeeze(-1)
+    return torch.nn.functional.normalize(longest, dim=-1)
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """Proper rotation (..., 3, 3) nearest to ``matrix`` in the Frobenius norm.
+
+    The quaternion q that maximises trace(R(q)^T matrix), a quadratic form in q (Horn 1987). The
+    same rotation as U diag(1, 1, det U V^T) V^T of the singular vectors (Kabsch 1976), and never
+    a reflection. Not differentiable where two singular values vanish.
+    """
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = matrix.flatten(-2).unbind(-1)
+    form = [
+        xx + yy + zz, zy - yz, xz - zx, yx - xy,
+        zy - yz, xx - yy - zz, xy + yx, xz + zx,
+        xz - zx, xy + yx, yy - xx - zz, yz + zy,
+        yx - xy, xz + zx, yz + zy, zz - xx - yy,
+    ]  # fmt: skip
+    quadratic = torch.stack(form, dim=-1).unflatten(-1, (4, 4))
+    # the same eigenvectors, no negative eigenvalue
+    shift = torch.linalg.vector_norm(quadratic, dim=(-2, -1))[..., None, None]
+    unit = torch.eye(4, dtype=matrix.dtype, device=matrix.device)
+    return quaternion_to_rotation(top_eigenvector(quadratic + shift * unit))
 
 
 def frame_to_rotation(axes: Tensor) -> Tensor:
@@ -104,15 +131,15 @@ def frame_to_rotation(axes: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(axes, dim=-1)
     normal = torch.linalg.cross(unit[..., 1, :], unit[..., 2, :])
     side = (unit[..., 0, :] * normal).sum(-1)
-    sign = torch.where(side < 0, -1.0, 1.0).to(axes.dtype)
-    columns = torch.stack([sign.unsqueeze(-1) * unit[..., 0, :], unit[..., 1, :], unit[..., 2, :]])
-    columns = columns.movedim(0, -1)
-    defined = (unit.norm(dim=-1) > 0.5).all(-1) & (normal.norm(dim=-1) > 1e-6)
+    sign = torch.where(side < 0, -torch.ones_like(side), torch.ones_like(side))
+    first = sign.unsqueeze(-1) * unit[..., 0, :]
+    columns = torch.stack([first, unit[..., 1, :], unit[..., 2, :]], dim=-1)
+    lengths = torch.linalg.vector_norm(unit, dim=-1).amin(-1)
+    defined = (lengths > 0.5) & (torch.linalg.vector_norm(normal, dim=-1) > 1e-6)
     defined = defined[..., None, None]
     identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
-    return torch.where(
-        defined, nearest_rotation(torch.where(defined, columns, identity)), torch.nan
-    )
+    rotation = nearest_rotation(torch.where(defined, columns, identity))
+    return rotation.masked_fill(~defined, float("nan"))
 
 
 def geodesic_deg(a: Tensor, b: Tensor) -> Tensor:

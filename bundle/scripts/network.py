@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from e3nn import o3
-from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .crop import Box, ball, brain_box, crop_cube, densest_place, largest_component, window
-from .geometry import frame_to_rotation, rigid, spread_rotations
-from .steerable import AveragePool, Gate, InstanceNorm, NormMaxPool, SignedMaxPool, SteerableConv
+from .chain import PoseChain, Prediction, pool_axes
+from .crop import Box, crop_cube
+from .frozen import DirectConv, FrozenBlock, FrozenE3CNN
+from .geometry import spread_rotations
+from .localizer import Localizer
+from .steerable import (
+    AveragePool,
+    Gate,
+    InstanceNorm,
+    NormMaxPool,
+    SignedMaxPool,
+    SteerableConv,
+    with_channels,
+)
 
-WINDOW = 64  # voxels along the part of the volume that is looked at closely
-CANDIDATES = 3  # places that are looked at closely
-LOCALIZER_STRIDE = 32  # voxels: blocks of 2, and four levels of pooling by 2
+__all__ = ["E3CNN", "HeadPoseNet", "Prediction", "pool_axes"]
+
 POOLS = {"average": AveragePool, "norm_max": NormMaxPool, "signed_max": SignedMaxPool}
 
 
@@ -123,6 +132,49 @@ class E3CNN(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.out = SteerableConv(irreps, "1e + 2x1o", lmax=2 * lmax, **kernel)
+        self.frozen: FrozenE3CNN | None = None
+
+    def freeze(self, crop_size: int | None = None) -> E3CNN:
+        """Turn into the eval-time form: kernels built once, plain torch operations only.
+
+        For good: training is refused from then on, and weights can no longer be loaded.
+        ``state_dict`` stays the trainable one. With ``crop_size`` the convolutions take the form
+        that is fastest for crops of that many voxels along each side.
+        """
+        self.eval()
+        self.frozen = self.plain(crop_size)
+        return self
+
+    def plain(self, crop_size: int | None = None) -> FrozenE3CNN:
+        """The eval-time form as a module of its own."""
+        layers: list[nn.Module] = []
+        side = crop_size
+        for level, stage in enumerate(self.stages):
+            if level and side is not None:
+                side = side // 2
+            for layer in stage:  # type: ignore[attr-defined]
+                if isinstance(layer, GatedBlock):
+                    layer = FrozenBlock(layer.conv, layer.norm, layer.gate, side)
+                layers.append(layer)
+        out = self.out.kernel().detach()
+        return FrozenE3CNN([*layers, DirectConv(out)], self.in_channels)
+
+    def __prepare_scriptable__(self) -> FrozenE3CNN:
+        """What ``torch.jit.script`` compiles in its place."""
+        return self.plain().eval()
+
+    def train(self, mode: bool = True) -> E3CNN:
+        if mode and self.frozen is not None:
+            raise RuntimeError(
+                "this E3CNN is frozen and cannot be trained: build another one and load the "
+                "state_dict of this one into it"
+            )
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.frozen is not None:
+            raise RuntimeError("this E3CNN is frozen: load weights before freeze()")
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, crop: Tensor) -> Tensor:
         if any(n % 2 ** (self.levels - 1) for n in crop.shape[2:]):
@@ -130,65 +182,13 @@ class E3CNN(nn.Module):
                 f"{self.levels} levels need a crop whose side is a multiple of "
                 f"{2 ** (self.levels - 1)} voxels, got {tuple(crop.shape)}"
             )
+        if self.frozen is not None:
+            return self.frozen(crop)
         crop = with_channels(crop, self.in_channels)
         return self.out(self.stages(crop)).unflatten(1, (3, 3))
 
 
-def with_channels(crop: Tensor, channels: int) -> Tensor:
-    """``crop`` (batch, c, x, y, z) with zeros for the channels that it lacks.
-
-    ValueError if it has more than ``channels``.
-    """
-    missing = channels - crop.shape[1]
-    if missing < 0:
-        raise ValueError(f"expected at most {channels} channels, got {tuple(crop.shape)}")
-    return functional.pad(crop, (0, 0) * 3 + (0, missing)) if missing else crop
-
-
-def pool_axes(field: Tensor) -> tuple[Tensor, Tensor]:
-    """Axes (batch, 3, 3) and confidence (batch,) of a field (batch, 3, 3, s, s, s).
-
-    e_x is the top eigenvector of the sum of v v^T over the voxels: blind to sign, and every voxel
-    counts. e_y and e_z are the sums of v. Longer vectors count more; the loss trains their length
-    through the same sums, so the network learns where to look. The confidence in [0, 1] is the
-    smallest of the eigenvalue gap, as a share of the trace, and the lengths of the two sums, as
-    shares of the sums of lengths: 1 where all voxels agree, about 0 without a preferred frame.
-    """
-    vectors = field.flatten(3)
-    tiny = torch.finfo(field.dtype).tiny
-    moment = vectors[:, 0] @ vectors[:, 0].mT
-    trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=tiny)
-    values, directions = torch.linalg.eigh(moment / trace[:, None, None])
-    others = vectors[:, 1:].sum(-1)
-    axes = torch.cat([directions[:, None, :, 2], others], dim=1)
-    gap = values[:, 2] - values[:, 1]
-    agreement = others.norm(dim=-1) / vectors[:, 1:].norm(dim=2).sum(-1).clamp(min=tiny)
-    confidence = torch.cat([gap.unsqueeze(1), agreement], dim=1).amin(1)
-    return axes, confidence.clamp(0, 1)
-
-
-def space_to_channels(x: Tensor) -> Tensor:
-    """(batch, c, 2x, 2y, 2z) -> (batch, 8c, x, y, z): every block of 2^3 voxels as channels."""
-    x = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-def channels_to_space(x: Tensor) -> Tensor:
-    """Inverse of ``space_to_channels``: (batch, 8c, x, y, z) -> (batch, c, 2x, 2y, 2z)."""
-    x = x.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-class Prediction(NamedTuple):
-    """What HeadPoseNet finds in a batch of volumes."""
-
-    head_to_grid: Tensor  # (batch, 4, 4) in mm; NaN where there is no head
-    confidence: Tensor  # (batch,) in [0, 1]; 0 where there is no head
-    brain_volume_ml: Tensor  # (batch,)
-    label: Tensor  # (batch, 1, x, y, z) uint8: 1 the brain (its largest component), 2 eyes
-
-
-class HeadPoseNet(nn.Module):
+class HeadPoseNet(PoseChain):
     """The whole chain from volume to pose: localizer, crop, rotation network, frame.
 
     Parameters
@@ -213,8 +213,6 @@ class HeadPoseNet(nn.Module):
     ``spacing_mm``, intensities scaled to [0, 1].
     """
 
-    turns: Tensor
-
     def __init__(
         self,
         rotation: nn.Module | None = None,
@@ -227,115 +225,90 @@ class HeadPoseNet(nn.Module):
         maps_dropout: float = 0.25,
         turns: int = 4,
     ) -> None:
-        super().__init__()
-        self.spacing_mm = float(spacing_mm)
-        self.crop_size = crop_size
-        self.crop_fill = crop_fill
-        self.min_brain_ml, self.min_density = min_brain_ml, min_density
-        self.maps_dropout = maps_dropout
-        self.register_buffer("turns", spread_rotations(turns).float(), persistent=False)
-        self.localizer = BasicUNet(
-            spatial_dims=3,
-            in_channels=8,
-            out_channels=3 * 8,
-            features=tuple(localizer_channels),
-            # transposed convolutions are several times slower on CPUs
-            upsample="nontrainable",
+        rotation = E3CNN(in_channels=3) if rotation is None else rotation
+        super().__init__(
+            localizer=Localizer(localizer_channels),
+            rotation=rotation,
+            in_channels=rotation.in_channels,  # type: ignore[arg-type]
+            lattices=spread_rotations(turns),
+            spacing_mm=spacing_mm,
+            crop_size=crop_size,
+            crop_fill=crop_fill,
+            min_brain_ml=min_brain_ml,
+            min_density=min_density,
         )
-        self.rotation = E3CNN(in_channels=3) if rotation is None else rotation
+        self.maps_dropout = maps_dropout
+        self.is_frozen = False
+
+    def freeze(self) -> HeadPoseNet:
+        """Turn into the eval-time form, for good, as ``E3CNN.freeze`` does."""
+        self.eval()
+        if isinstance(self.rotation, E3CNN):
+            self.rotation.freeze(self.crop_size)
+        self.is_frozen = True
+        return self
+
+    def train(self, mode: bool = True) -> HeadPoseNet:
+        if mode and self.is_frozen:
+            raise RuntimeError(
+                "this HeadPoseNet is frozen and cannot be trained: build another one and load the "
+                "state_dict of this one into it"
+            )
+        return super().train(mode)
+
+    def plain(self) -> PoseChain:
+        """The chain from volume to pose alone, in plain torch: what is exported."""
+        rotation = self.rotation
+        return PoseChain(
+            copy.deepcopy(self.localizer),
+            rotation.plain() if isinstance(rotation, E3CNN) else copy.deepcopy(rotation),
+            self.in_channels,
+            self.lattices,
+            self.spacing_mm,
+            self.crop_size,
+            self.crop_fill,
+            self.min_brain_ml,
+            self.min_density,
+        ).eval()
+
+    def __prepare_scriptable__(self) -> PoseChain:
+        """What ``torch.jit.script`` compiles in its place."""
+        return self.plain()
 
     def localize(self, volume: Tensor) -> Tensor:
-        """Logits (batch, 3, x, y, z) of background, brain and eyes.
+        """Logits (batch, 3, x, y, z) of background, brain and eyes."""
+        return self.localizer(volume)
 
-        The UNet works on blocks of 2 x 2 x 2 voxels as channels: an eighth of the cost, and
-        unlike pooling it keeps the small eyes.
-        """
-        shape = volume.shape[2:]
-        # whole blocks, and two of them at the bottom: instance norm needs more than one voxel
-        padding = [p for n in reversed(shape) for p in (0, max(n % 2, 2 * LOCALIZER_STRIDE - n))]
-        blocks = space_to_channels(functional.pad(volume, padding))
-        logits = channels_to_space(self.localizer(blocks))
-        return logits[..., : shape[0], : shape[1], : shape[2]]
-
-    def axis_field(self, volume: Tensor, logits: Tensor, box: Box) -> Tensor:
-        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from the crops in ``box``.
-
-        At inference the crop is sampled on every lattice of ``turns``, and the fields, turned
-        back, stand one behind the other: (batch, 3, 3, turns * s, s, s).
-        """
-        maps = [volume]
-        if cast(int, self.rotation.in_channels) > 1:
-            foreground = logits.detach().softmax(1)[:, 1:]
-            if self.training and self.maps_dropout:
-                shown = torch.rand(len(volume), device=volume.device) >= self.maps_dropout
-                foreground = foreground * shown.view(-1, 1, 1, 1, 1)
-            maps.append(foreground)
-        channels = torch.cat(maps, dim=1)
-        if self.training:
-            return self.rotation(crop_cube(channels, box, self.crop_size, self.spacing_mm))
-        fields = []
-        for turn in self.turns:
-            crop = crop_cube(channels, box, self.crop_size, self.spacing_mm, turn)
-            field = self.rotation(crop)
-            fields.append(torch.einsum("ij,bajxyz->baixyz", turn.to(field), field))
-        return torch.cat(fields, dim=3)
-
-    def closer(
-        self, volume: Tensor, center: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Window around the head, the logits in it, its first voxel (batch, 3), and the density.
-
-        The whole volume is looked at for the places that look most like a brain. At each the
-        localizer looks again at a window of the size that it was trained on, with far less of the
-        mother in it; the window in which the brain is densest in both looks is kept. With
-        ``center``, a voxel (batch, 3), the window lies there. The density (batch,) is the
-        probability of brain where it is densest, the product of both looks.
-        """
-        if center is not None:
-            start = center - WINDOW // 2
-            part = window(volume, start, (WINDOW,) * 3)
-            logits = self.localize(part)
-            _, density = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
-            return part, logits, start, density
-        probability = self.localize(volume).softmax(1)[:, 1:2]
-        looks = []
-        for _ in range(CANDIDATES):
-            place, density = densest_place(probability, self.spacing_mm)
-            probability = probability * ~ball(place, volume.shape[2:], self.spacing_mm)
-            part, logits, start, close = self.closer(volume, place)
-            looks.append((part, logits, start, density * close))
-        parts, all_logits, starts, densities = (torch.stack(x) for x in zip(*looks, strict=True))
-        best, item = densities.argmax(0), torch.arange(len(volume), device=volume.device)
-        return parts[best, item], all_logits[best, item], starts[best, item], densities[best, item]
-
-    def predict(self, volume: Tensor, reference: Box | None = None) -> Prediction:
+    def predict(  # type: ignore[override]
+        self, volume: Tensor, reference: Box | None = None
+    ) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
         With ``reference`` the crop is placed there instead of around the localizer's mask.
         """
-        shape = torch.tensor(volume.shape[2:], device=volume.device)
-        center = None
-        if reference is not None:
-            center = (reference.center_mm / self.spacing_mm + (shape - 1) / 2).round().long()
-        part, logits, start, density = self.closer(volume, center)
-        # from the middle of the volume to the middle of the window
-        offset_mm = (start + (WINDOW - 1) / 2 - (shape - 1) / 2) * self.spacing_mm
-        label = logits.argmax(1, keepdim=True)
-        place, _ = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
-        brain = largest_component((label == 1) & ball(place, part.shape[2:], self.spacing_mm))
-        box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
-        if reference is not None:
-            box = Box(reference.center_mm - offset_mm, reference.side_mm)
-        axes, confidence = pool_axes(self.axis_field(part, logits, box))
-        pose = rigid(frame_to_rotation(axes), box.center_mm + offset_mm.to(axes))
         if reference is None:
-            found = (volume_ml >= self.min_brain_ml) & (density >= self.min_density)
-            pose = torch.where(found[:, None, None], pose, torch.nan)
-            confidence = torch.where(found, confidence, torch.zeros_like(confidence))
-        label = window(brain + 2 * (label == 2), -start, volume.shape[2:]).to(torch.uint8)
-        return Prediction(pose, confidence, volume_ml, label)
+            return super().predict(volume)
+        center = reference.center_mm / self.spacing_mm
+        center = center + (center.new_tensor(volume.shape[2:]) - 1) / 2
+        return self.find(self.look(volume, center.round().long()), volume, reference)
 
-    def forward(self, volume: Tensor, box: Box | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def axis_field(self, volume: Tensor, logits: Tensor, box: Box) -> Tensor:
+        """Field of axes from the crops in ``box``, in grid axes.
+
+        In training (batch, 3, 3, s, s, s), from one lattice; some items lose the localizer's
+        maps, and no gradient goes through those that stay. Else as ``PoseChain`` has it.
+        """
+        if not self.training:
+            return super().axis_field(volume, logits, box)
+        if self.in_channels > 1:
+            foreground = logits.detach().softmax(1)[:, 1:]
+            shown = torch.rand(len(volume), device=volume.device) >= self.maps_dropout
+            volume = torch.cat([volume, foreground * shown.view(-1, 1, 1, 1, 1)], dim=1)
+        return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
+
+    def forward(  # type: ignore[override]
+        self, volume: Tensor, box: Box | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
 
         With ``box``, the cubes around the reference brains, what training needs instead: the
@@ -343,6 +316,6 @@ class HeadPoseNet(nn.Module):
         DistributedDataParallel sees calls of ``forward`` only.
         """
         if box is None:
-            return self.predict(volume).head_to_grid
+            return super().forward(volume)
         logits = self.localize(volume)
         return logits, self.axis_field(volume, logits, box)

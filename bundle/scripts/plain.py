@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .network import with_channels
+from .steerable import with_channels
 
 
 class PlainCNN(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def _radial_functions(distance: Tensor, number: int, radius: float) -> Tensor:
+def radial_functions(distance: Tensor, number: int, radius: float) -> Tensor:
     """e3nn's ``smooth_finite`` bumps at evenly spaced middles on [0, radius], (..., number).
 
     Written out because e3nn rounds a constant to the default type, so that its values depend on
@@ -48,7 +48,7 @@ def kernel_basis(
     """
     taps = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     offsets = torch.stack(torch.meshgrid(taps, taps, taps, indexing="ij"), dim=-1)
-    radial = _radial_functions(offsets.norm(dim=-1), num_radial, radius)
+    radial = radial_functions(offsets.norm(dim=-1), num_radial, radius)
     harmonic = o3.spherical_harmonics(l_sh, offsets, normalize=True, normalization="component")
     wigner = o3.wigner_3j(l_in, l_sh, l_out, dtype=torch.float64)
     return torch.einsum("ijk,xyzj,xyzr->rkixyz", wigner, harmonic, radial) / size**3
@@ -65,9 +65,36 @@ class _Pair(NamedTuple):
     center: int | None  # which chunk of the self-connection's weight
 
 
-def _degrees(ir_in: o3.Irrep, ir_out: o3.Irrep, lmax: int) -> list[int]:
-    """Degrees of the spherical harmonics whose product with ``ir_in`` contains ``ir_out``."""
-    return [ir.l for _, ir in o3.Irreps.spherical_harmonics(lmax) if ir_out in ir_in * ir]
+def weight_chunks(
+    irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """What the chunks of the flat weights of a ``SteerableConv`` join, in e3nn's order.
+
+    (input block, degree of the harmonic, output block) for every chunk of the kernel's weight, and
+    (input block, output block) for those of the self-connection's. A chunk holds a weight for every
+    irrep of the one block and every irrep of the other, the output's last.
+    """
+    ins, harmonics, outs = list(irreps_in), o3.Irreps.spherical_harmonics(lmax), list(irreps_out)
+    paths = [
+        (i, harmonic.l, o)
+        for i, (_, a) in enumerate(ins)
+        for _, harmonic in harmonics
+        for o, (_, b) in enumerate(outs)
+        if b in a * harmonic
+    ]
+    centers = [(i, o) for i, (_, a) in enumerate(ins) for o, (_, b) in enumerate(outs) if a == b]
+    return paths, centers
+
+
+def with_channels(crop: Tensor, channels: int) -> Tensor:
+    """``crop`` (batch, c, x, y, z) with zeros for the channels that it lacks.
+
+    ValueError if it has more than ``channels``.
+    """
+    missing = channels - crop.shape[1]
+    if missing < 0:
+        raise ValueError(f"expected at most {channels} channels, got {crop.shape}")
+    return functional.pad(crop, [0, 0, 0, 0, 0, 0, 0, missing]) if missing > 0 else crop
 
 
 class SteerableConv(nn.Module):
@@ -112,16 +139,10 @@ class SteerableConv(nn.Module):
         self.kernel_size = kernel_size
 
         pairs = list(itertools.product(range(len(blocks_in)), range(len(blocks_out))))
-        degrees = {(i, o): _degrees(blocks_in[i].ir, blocks_out[o].ir, lmax) for i, o in pairs}
-        # chunks of the flat weights, in e3nn's order: input block, harmonic, output block
-        paths = [
-            (i, degree, o)
-            for i in range(len(blocks_in))
-            for degree in range(lmax + 1)
-            for o in range(len(blocks_out))
-            if degree in degrees[i, o]
-        ]
-        centers = [(i, o) for i, o in pairs if blocks_in[i].ir == blocks_out[o].ir]
+        paths, centers = weight_chunks(blocks_in, blocks_out, lmax)
+        degrees: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
+        for i, degree, o in paths:
+            degrees[i, o].append(degree)
         self._chunks = [blocks_in[i].mul * blocks_out[o].mul for i, _, o in paths]
         self._center_chunks = [blocks_in[i].mul * blocks_out[o].mul for i, o in centers]
         self.weight = nn.Parameter(torch.randn(num_radial, sum(self._chunks)))
@@ -266,20 +287,20 @@ class Gate(nn.Module):
         gated = o3.Irreps([x for x in irreps_out if x.ir.l > 0])
         order = (scalars + o3.Irreps([(gates, "0e")]) + gated).sort()
         self.irreps_in = str(order.irreps.simplify())
-        self._widths = [block.dim for block in order.irreps]
-        self._places = list(order.p)  # of scalars, gates, gated among the sorted blocks
-        self._outputs = [(mul, ir.dim, ir.p) for mul, ir in scalars + gated]
-        self._num_scalars = len(scalars)
+        self.widths = [block.dim for block in order.irreps]
+        self.places = list(order.p)  # of scalars, gates, gated among the sorted blocks
+        self.outputs = [(mul, ir.dim, ir.p) for mul, ir in scalars + gated]
+        self.num_scalars = len(scalars)
         self._gate_chunks = [mul for mul, _ in gated]
-        self._relu, self._tanh, self._sigmoid = _activation_scales()
+        self._relu, self._tanh, self._sigmoid = activation_scales()
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split(self._widths, dim=1)
-        blocks = [parts[place] for place in self._places]
-        gates = torch.sigmoid(blocks.pop(self._num_scalars)) * self._sigmoid
+        parts = x.split(self.widths, dim=1)
+        blocks = [parts[place] for place in self.places]
+        gates = torch.sigmoid(blocks.pop(self.num_scalars)) * self._sigmoid
         chunks = iter(gates.split(self._gate_chunks, dim=1))
         outputs = []
-        for block, (mul, dim, parity) in zip(blocks, self._outputs, strict=True):
+        for block, (mul, dim, parity) in zip(blocks, self.outputs, strict=True):
             if dim > 1:
                 gate = next(chunks).unsqueeze(2)
                 outputs.append((block.unflatten(1, (mul, dim)) * gate).flatten(1, 2))
@@ -291,7 +312,7 @@ class Gate(nn.Module):
 
 
 @lru_cache(maxsize=1)
-def _activation_scales() -> tuple[float, float, float]:
+def activation_scales() -> tuple[float, float, float]:
     """e3nn's constants for relu, tanh and sigmoid (estimated there from a fixed sample)."""
     return tuple(normalize2mom(f).cst for f in (torch.relu, torch.tanh, torch.sigmoid))  # type: ignore[return-value]
 
@@ -349,7 +370,7 @@ class SignedMaxPool(NormMaxPool):
 
 
 def _check_tiles(x: Tensor) -> None:
-    if any(n % 2 for n in x.shape[2:]):
+    if x.shape[2] % 2 + x.shape[3] % 2 + x.shape[4] % 2 > 0:
         raise ValueError(
-            f"pooling by 2 needs an even number of voxels along each axis, got {tuple(x.shape[2:])}"
+            f"pooling by 2 needs an even number of voxels along each axis, got {x.shape[2:]}"
         )
