@@ -21,8 +21,6 @@ from scripts.datasets import (
     datalist,
     main,
     mixture,
-    mixture_sampler,
-    mixture_weights,
     volumes_in,
 )
 from scripts.files import partial_path, write_text
@@ -136,15 +134,6 @@ def test_datalist_without_dataset(tmp_path):
         datalist(tmp_path, "training")
 
 
-def entries_of(*subjects):
-    """Entries of a mixture: a string for each data set, a letter for each stack's fetus."""
-    return [
-        {"image": f"{source}_{number}.nii", "subject": subject, "source": source}
-        for source, letters in enumerate(subjects)
-        for number, subject in enumerate(letters)
-    ]
-
-
 def test_mixture_tells_the_data_sets_apart(tmp_path):
     folders = [tmp_path / name for name in ("one", "two", "three")]
     for folder, names in zip(folders, (["a", "b"], [], ["a"]), strict=True):
@@ -159,73 +148,6 @@ def test_mixture_tells_the_data_sets_apart(tmp_path):
     assert mixture(folders, "test") == mixture([], "training") == []
     with pytest.raises(ValueError, match=r"one/dataset\.json: no section 'validation'"):
         mixture(folders, "validation")
-
-
-@pytest.mark.parametrize(
-    ("subjects", "shares", "expected"),
-    [
-        (["ab"], [1], [1 / 2, 1 / 2]),
-        # a fetus with many stacks counts as much as one with a single stack
-        (["aaab"], [1.0], [1 / 6, 1 / 6, 1 / 6, 1 / 2]),
-        (["ab", "cdef"], [0.5, 0.5], [1 / 4] * 2 + [1 / 8] * 4),
-        (["aab", "c"], [0.2, 0.8], [0.05, 0.05, 0.1, 0.8]),
-        # the same name in two data sets is two fetuses
-        (["ab", "aa"], [0.4, 0.6], [0.2, 0.2, 0.3, 0.3]),
-        (["ab", "c"], [1.0, 0.0], [0.5, 0.5, 0.0]),
-        (["ab", "", "c"], [0.5, 0, 0.5], [0.25, 0.25, 0.5]),
-        (["ab", "cd", "ef"], [0.7, 0.1, 0.2], [0.35, 0.35, 0.05, 0.05, 0.1, 0.1]),
-    ],
-)
-def test_mixture_weights(subjects, shares, expected):
-    entries = entries_of(*subjects)
-    assert mixture_weights(entries, shares) == pytest.approx(expected)
-    # the order of the entries does not matter
-    assert mixture_weights(entries[::-1], shares) == pytest.approx(expected[::-1])
-
-
-@pytest.mark.parametrize(
-    ("subjects", "shares", "message"),
-    [
-        (["ab", "c"], [0.5, 0.6], r"sum to 1, got \[0.5, 0.6\]"),
-        (["ab", "c"], [0.5, 0.4], r"sum to 1, got \[0.5, 0.4\]"),
-        (["ab", "c"], [1.5, -0.5], r"0 or more and sum to 1, got \[1.5, -0.5\]"),
-        (["ab", "c"], [1.0], "1 shares for 2 data sets"),
-        (["ab", "c", "d"], [0.5, 0.5], "2 shares for 3 data sets"),
-        (["ab", "c"], [0.5, 0.3, 0.2], "data set 2 has a share of 0.2 but no entry"),
-        (["", "c"], [0.1, 0.9], "data set 0 has a share of 0.1 but no entry"),
-        ([], [1.0], "data set 0 has a share of 1.0 but no entry"),
-    ],
-)
-def test_shares_that_cannot_be(subjects, shares, message):
-    with pytest.raises(ValueError, match=message):
-        mixture_weights(entries_of(*subjects), shares)
-    with pytest.raises(ValueError, match=message):
-        mixture_sampler(entries_of(*subjects), shares, 10)
-
-
-def test_mixture_sampler_draws_at_the_stated_rate():
-    entries, number = entries_of("aaaaaaab", "cd", "e"), 20000
-    sampler = mixture_sampler(entries, [0.25, 0.75, 0.0], number)
-    assert len(sampler) == number
-    drawn = list(sampler)
-    assert len(drawn) == number
-    share = np.bincount(drawn, minlength=len(entries)) / number
-    expected = np.array([0.125 / 7] * 7 + [0.125, 0.375, 0.375, 0])
-    deviation = np.sqrt(expected * (1 - expected) / number)
-    assert (abs(share - expected) <= 4 * deviation).all()
-    # another epoch draws anew, a seed draws the same again
-    assert list(sampler) != drawn
-    torch.manual_seed(0)
-    assert list(sampler) == drawn
-
-
-def test_mixture_sampler_feeds_a_loader():
-    entries = entries_of("aab", "c")
-    sampler = mixture_sampler(entries, [0.5, 0.5], 50)
-    batches = list(DataLoader(entries, batch_size=10, sampler=sampler))
-    assert len(batches) == 5
-    sources = torch.cat([batch["source"] for batch in batches])
-    assert 10 < int(sources.sum()) < 40
 
 
 def run_main(*arguments):

@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import Dataset
-from torch.utils.data import WeightedRandomSampler
 
 from .transforms import VolumeError, world_pose
 
 SUFFIXES = (".nii.gz", ".nii")
+SECTIONS = ("training", "validation", "test")
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
@@ -86,40 +85,6 @@ def mixture(dataset_dirs: Sequence[str | os.PathLike[str]], section: str) -> lis
         for number, dataset_dir in enumerate(dataset_dirs)
         for entry in datalist(dataset_dir, section)
     ]
-
-
-def mixture_weights(entries: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[float]:
-    """Probability of every entry of a ``mixture`` (they sum to 1).
-
-    Data set k is drawn with ``shares[k]``; of its subjects each is as likely as any other, so that
-    a fetus with many stacks does not outweigh the rest.
-
-    ValueError for shares that are not one for each set, negative or do not sum to 1, or for a data
-    set without entries that has a share.
-    """
-    # written so that NaN is refused too
-    if not shares or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
-        raise ValueError(f"shares must be 0 or more and sum to 1, got {list(shares)}")
-    stacks = Counter((entry["source"], entry["subject"]) for entry in entries)
-    subjects = Counter(source for source, _ in stacks)
-    for number, share in enumerate(shares):
-        if share and not subjects[number]:
-            raise ValueError(f"data set {number} has a share of {share} but no entry")
-    if max(subjects, default=0) >= len(shares):
-        raise ValueError(f"{len(shares)} shares for {max(subjects) + 1} data sets")
-    return [
-        shares[entry["source"]]
-        / subjects[entry["source"]]
-        / stacks[entry["source"], entry["subject"]]
-        for entry in entries
-    ]
-
-
-def mixture_sampler(
-    entries: Sequence[dict[str, Any]], shares: Sequence[float], num_samples: int
-) -> WeightedRandomSampler:
-    """Sampler, with replacement, of ``num_samples`` entries an epoch by ``mixture_weights``."""
-    return WeightedRandomSampler(mixture_weights(entries, shares), num_samples)
 
 
 def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

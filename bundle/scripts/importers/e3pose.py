@@ -16,7 +16,6 @@ the head, not of the scanner, to which it points. The head's position is the bra
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from pathlib import Path
@@ -28,14 +27,13 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from ..datasets import SUFFIXES, case_name
-from ..files import write_text
+from ..datasets import SECTIONS, SUFFIXES, case_name
+from ..files import json_text, relative_path, write_text
 from ..geometry import check_rigid, rigid, rotation_about_x, rotation_about_y, rotation_about_z
 from ..loss import BRAIN
-from ..transforms import LoadVolumed, ToWorkingGridd
+from ..transforms import LoadVolumed, check_label
 
 ANGLES = ("rot_x", "rot_y", "rot_z")
-SECTIONS = ("training", "validation", "test")
 # sides of the head: where its axes x, y, z point, and the other way
 SIDES = (("R", "L"), ("A", "P"), ("S", "I"))
 
@@ -99,7 +97,7 @@ def import_e3pose(
     ValueError : a row, label or affine that cannot be used; a subject in two sections; a volume in
         which the head would be its own mirror image; the message names file, line and value
     """
-    _head_axes(canonical_axes)
+    head_axes_matrix(canonical_axes)
     root, rows = Path(dataset_dir), _read_rows(Path(angles_csv))
     section_of = _sections(rows, Path(angles_csv), validation_share, seed)
     content: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
@@ -109,10 +107,14 @@ def import_e3pose(
             pose = _pose(image, label, row["angles_deg"], canonical_axes)
         except ValueError as error:
             raise ValueError(f"{row['where']}: {error}") from error
-        entry: dict[str, Any] = {"image": _relative(image, root), "label": _relative(label, root)}
-        entry |= {"head_to_world": pose.tolist(), "subject": row["subject"]}
+        entry = {
+            "image": relative_path(image, root),
+            "label": relative_path(label, root),
+            "head_to_world": pose.tolist(),
+            "subject": row["subject"],
+        }
         content[section_of[row["subject"]]].append(entry)
-    path, text = root / "dataset.json", json.dumps(content, indent=1) + "\n"
+    path, text = root / "dataset.json", json_text(content)
     if not path.exists():
         write_text(path, text)
     elif path.read_text() != text:
@@ -203,16 +205,10 @@ def _find(folder: Path, row: dict[str, Any]) -> Path:
     return found[0]
 
 
-def _relative(path: Path, root: Path) -> str:
-    # ".." leads out of what a link points to; a file that is a link keeps its own name
-    return os.path.relpath(Path(os.path.realpath(path.parent)) / path.name, os.path.realpath(root))
-
-
 def _pose(image: Path, label: Path, angles_deg: list[float], canonical_axes: str) -> Tensor:
     """head_to_world (4, 4) float64 of one volume."""
     loaded = LoadVolumed(["image", "label"])({"image": str(image), "label": str(label)})
-    # the check that training makes
-    ToWorkingGridd._check_label(loaded["label"], loaded["image"])
+    check_label(loaded["label"], loaded["image"])
     brain = (loaded["label"].as_tensor()[0] == BRAIN).nonzero().to(torch.float64)
     if len(brain) == 0:
         raise ValueError(f"{label}: no voxel is {BRAIN}, brain, so the head has no position")
@@ -222,7 +218,7 @@ def _pose(image: Path, label: Path, angles_deg: list[float], canonical_axes: str
     return rigid(rotation, affine[:3, :3] @ brain.mean(0) + affine[:3, 3])
 
 
-def _head_axes(canonical_axes: str) -> Tensor:
+def head_axes_matrix(canonical_axes: str) -> Tensor:
     """Signed permutation (3, 3) float64 from head to canonical coordinates."""
     rows = [[(a == plus) - (a == minus) for plus, minus in SIDES] for a in canonical_axes]
     matrix = torch.tensor(rows, dtype=torch.float64)
@@ -240,7 +236,7 @@ def _axes(affine: Any, canonical_axes: str, name: str) -> tuple[Tensor, Tensor]:
     left-handed and the other right-handed: no rotation joins those.
     """
     affine = torch.as_tensor(affine, dtype=torch.float64)
-    head_axes = _head_axes(canonical_axes)
+    head_axes = head_axes_matrix(canonical_axes)
     directions = affine[:3, :3] / affine[:3, :3].norm(dim=0)
     cosine = (directions.mT @ directions - torch.eye(3, dtype=torch.float64)).abs().max()
     if not cosine < 1e-3:

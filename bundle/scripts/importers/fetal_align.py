@@ -24,7 +24,7 @@ from skimage.segmentation import random_walker
 from tqdm import tqdm
 
 from ..datasets import case_name
-from ..files import write_nifti, write_text
+from ..files import json_text, relative_path, write_nifti, write_text
 from ..geometry import landmarks_to_pose
 from ..simulation.anatomy import biparietal_mm, eye_diameter_mm, occipitofrontal_mm
 from ..transforms import LoadVolumed
@@ -161,7 +161,7 @@ def import_fetal_align(
         entry = _import_stack(annotation, stacks[annotation.case], root)
         content[section_of.get(annotation.subject, "training")].append(entry)
     content["source"] = SOURCE
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json_text(content))
     return path
 
 
@@ -215,10 +215,8 @@ def _import_stack(annotation: Annotation, stack: Path, root: Path) -> dict[str, 
             values, affine, pose, annotation.ga_weeks, (world["left_eye"], world["right_eye"])
         )
         write_nifti(label_path, label, affine)
-    # ".." leads out of what a link points to; a file that is a link keeps its own name
-    stack = Path(os.path.realpath(stack.parent)) / stack.name
     return {
-        "image": os.path.relpath(stack, os.path.realpath(root)),
+        "image": relative_path(stack, root),
         "label": label_name,
         "head_to_world": pose.tolist(),
         "subject": annotation.subject,
