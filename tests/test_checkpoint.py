@@ -7,6 +7,9 @@ import math
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import RandShiftIntensity
 from torch import nn
 
 from scripts import checkpoint
@@ -18,41 +21,42 @@ DATA = [torch.randn(5, 3, generator=torch.Generator().manual_seed(k)) for k in r
 class Training:
     """A tiny training with everything that has a state; built anew as a new process would."""
 
-    def __init__(self, folder, resume=False, losses=None):
+    def __init__(self, folder, resume=False, losses=None, data=DATA, epochs=4, lr=0.1):
         torch.manual_seed(1)
+        self.data = data
         self.network = nn.Linear(3, 2)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=0.5)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=lr, momentum=0.9)
+        self.scheduler = WarmupCosineSchedule(self.optimizer, 2, epochs * len(data))
         self.evaluator = Engine(lambda engine, batch: None)
         self.best_model = BestModel(folder / "model.pt", self.network, "error")
         self.best_model.attach(self.evaluator)
         self.trainer = Engine(self.step)
-        self.epochs, self.iterations, self.losses = [], [], losses
+        self.epochs, self.iterations, self.rates, self.losses = [], [], [], losses
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
         objects = {
             "network": self.network,
             "optimizer": self.optimizer,
-            "lr_scheduler": self.scheduler,
             "best_model": self.best_model,
         }
-        ResumableTraining(folder, objects, resume=resume, map_location="cpu").attach(self.trainer)
+        ResumableTraining(folder, objects, self.scheduler, resume).attach(self.trainer)
 
     def step(self, engine, batch):
         self.iterations.append(engine.state.iteration)
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad()
         loss = self.network(batch).square().mean()
         loss.backward()
         self.optimizer.step()
+        self.scheduler.step()
         return loss.item()
 
     def end_epoch(self, engine):
-        self.scheduler.step()
         self.epochs.append(engine.state.epoch)
         if self.losses:
             validate(self.evaluator, self.losses[engine.state.epoch - 1])
 
     def run(self, max_epochs):
-        self.trainer.run(DATA, max_epochs=max_epochs)
+        self.trainer.run(self.data, max_epochs=max_epochs)
         return self
 
 
@@ -75,7 +79,7 @@ def test_resumed_training_equals_training_in_one_go(tmp_path):
     for name, value in whole.network.state_dict().items():
         assert torch.equal(second.network.state_dict()[name], value)
         assert not torch.equal(first.network.state_dict()[name], value)
-    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"] == 0.025
+    assert first.rates + second.rates == whole.rates
     momentum = [t.optimizer.state_dict()["state"][0]["momentum_buffer"] for t in (whole, second)]
     assert torch.equal(*momentum)
 
@@ -87,10 +91,49 @@ def test_checkpoint_is_written_after_every_epoch(tmp_path):
     @training.trainer.on(Events.EPOCH_COMPLETED)
     def look():
         state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-        found.append((state["epoch"], state["iteration"]))
+        found.append(state["epoch"])
 
     training.run(3)
-    assert found == [(1, 3), (2, 6), (3, 9)]
+    assert found == [1, 2, 3]
+
+
+def test_another_plan_after_the_break_is_followed(tmp_path):
+    """More epochs, other base rate, fewer steps an epoch (as of more processes)."""
+    Training(tmp_path).run(2)
+    plan = {"data": DATA[:2], "epochs": 6, "lr": 0.02}
+    resumed = Training(tmp_path, resume=True, **plan).run(6)
+    whole = Training(tmp_path / "whole", **plan).run(6)
+    assert (resumed.epochs, resumed.iterations) == ([3, 4, 5, 6], list(range(5, 13)))
+    assert resumed.rates == whole.rates[4:]
+    assert resumed.rates[-1] < 0.1 * resumed.rates[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_augmentation_after_a_resume_is_new_and_reproducible(tmp_path, num_workers):
+    def shifts(resume):
+        """What a random transform adds to three items in the next epoch of a training."""
+        torch.manual_seed(5)
+        data = Dataset([torch.zeros(1, 1)] * 3, RandShiftIntensity(1.0, prob=1.0))
+        loader, seen = DataLoader(data, num_workers=num_workers), []
+        trainer = Engine(lambda engine, batch: seen.append(batch.item()))
+        ResumableTraining(tmp_path, {}, Training(tmp_path).scheduler, resume).attach(trainer)
+        trainer.run(loader, max_epochs=2 if resume else 1)
+        return seen
+
+    first, second = shifts(False), shifts(True)
+    assert len(set(first + second)) == 6
+    assert shifts(False) == first
+    assert shifts(True) == second
+
+
+@pytest.mark.parametrize("name", ["network", "best_model"])
+def test_a_checkpoint_of_another_training_is_an_error(tmp_path, name):
+    Training(tmp_path).run(1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state[name] = {}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt is not of this .* {name} does not fit"):
+        Training(tmp_path, resume=True).run(2)
 
 
 def test_without_resume_training_starts_anew(tmp_path):
@@ -132,6 +175,7 @@ def test_interrupted_save_leaves_the_previous_file(tmp_path, monkeypatch):
     assert len(calls) == 2
     for name, content in before.items():
         assert (tmp_path / name).read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == set(before)  # nothing half-written
     monkeypatch.undo()
     assert Training(tmp_path, resume=True).run(2).epochs == [2]
 

@@ -343,7 +343,7 @@ def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
     make("navigator", dataset, part)
     assert (part / "test_labels/a.nii.gz").exists()
     monkeypatch.setattr(variants, "write_nifti", None)  # all is there: nothing is written
-    monkeypatch.setattr(variants, "write_text", None)
+    monkeypatch.setattr("scripts.files.write_text", None)
     make("navigator", dataset, part)
 
 

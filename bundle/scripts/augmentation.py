@@ -179,9 +179,7 @@ def saturation(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    x, y, z = grid_points(shape, spacing_mm)
-    n, p = normal.to(torch.float32), point_mm.to(torch.float32)
-    distance = n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2])
+    distance = distance_to_plane(shape, spacing_mm, normal, point_mm)
     return 1 - alpha * torch.exp(-0.5 * (distance / sigma_mm).square())
 
 
@@ -226,9 +224,16 @@ def half_space(
     shape: Sequence[int], spacing_mm: float, normal: Tensor, point_mm: Tensor, distance_mm: float
 ) -> Tensor:
     """1 up to ``distance_mm`` from ``point_mm`` along the unit ``normal`` on a grid, 0 beyond."""
+    return (distance_to_plane(shape, spacing_mm, normal, point_mm) <= distance_mm).float()
+
+
+def distance_to_plane(
+    shape: Sequence[int], spacing_mm: float, normal: Tensor, point_mm: Tensor
+) -> Tensor:
+    """Signed distance in mm of a grid's voxels to the plane through ``point_mm``, float32."""
     x, y, z = grid_points(shape, spacing_mm)
     n, p = normal.to(torch.float32), point_mm.to(torch.float32)
-    return (n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2]) <= distance_mm).float()
+    return n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2])
 
 
 class RandSliceMotiond(RandomizableTransform, MapTransform):

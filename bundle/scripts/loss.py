@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .distributed import mean
+
 BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
 
 
@@ -107,7 +109,9 @@ class HeadPoseLoss(nn.Module):
 
     The prediction is ``(logits, field)`` as HeadPoseNet gives it in training. The target has
     ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and ``has_head`` (batch,), 1
-    or 0. Returns a scalar.
+    or 0. Returns a scalar, the mean over the items with a head and over all items. In several
+    processes the mean over their losses is that of the whole batch, although some of them see
+    more heads than others; all of them must call.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class HeadPoseLoss(nn.Module):
         logits, field = prediction
         has_head = target["has_head"].to(torch.float32)
         rotation = self.rotation(field, target["head_to_grid"][:, :3, :3].to(torch.float32))
-        rotation = (rotation * has_head).sum() / has_head.sum().clamp(min=1)
+        heads = mean(has_head.sum())  # in each process; 0 only where no process has one
+        rotation = (rotation * has_head).sum() / heads.clamp(min=1e-6)
         segmentation = self.segmentation(logits, target["label"])
         return self.rotation_weight * rotation + self.segmentation_weight * segmentation.mean()

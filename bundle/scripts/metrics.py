@@ -18,9 +18,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-from monai.utils import CommonKeys
+from monai.utils import CommonKeys, string_list_all_gather
 from torch import Tensor
 
+from .distributed import is_not_rank0
 from .files import write_text
 from .geometry import axis_angles_deg, geodesic_deg
 
@@ -157,9 +158,9 @@ def confidences(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return output[CommonKeys.PRED]["confidence"], output[CommonKeys.LABEL]["has_head"]
 
 
-def training_loss(output: Mapping[str, Any]) -> float:
-    """Loss of the last step, from a trainer's output."""
-    return output[CommonKeys.LOSS].item()
+def training_loss(output: Sequence[Mapping[str, Any]]) -> float:
+    """Loss of the last step, from what ``distributed.StepLoss`` leaves of a trainer's output."""
+    return output[0][CommonKeys.LOSS].item()
 
 
 def lower_is_better(current: float, previous: float) -> bool:
@@ -183,6 +184,8 @@ def metric(fn: CumulativeIterationMetric, of: str) -> IgniteMetricHandler:
 class CaseTable:
     """Handler that writes ``cases.csv``: a row per case, a column per metric.
 
+    Of several processes, which all need the handler, rank 0 writes the cases of all, its own first.
+
     Parameters
     ----------
     path : file to write at the end of every run of the evaluator
@@ -204,11 +207,15 @@ class CaseTable:
 
     def _write(self, engine: Engine) -> None:
         state: Any = engine.state
+        # in the order of the ranks, as MONAI's metrics gather their values
+        cases = string_list_all_gather(self._cases)
+        if is_not_rank0():
+            return
         details = {name: state.metric_details[name].flatten() for name in self.columns}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["case", *self.columns])
-        for k, case in enumerate(self._cases):
+        for k, case in enumerate(cases):
             writer.writerow([case, *(f"{details[name][k].item():.4f}" for name in self.columns)])
         write_text(self.path, text.getvalue())
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .files import write_nifti, write_text
+from .datasets import SECTIONS
+from .distributed import one_by_one
+from .files import write_json, write_nifti
 from .simulation.anatomy import AGE_RANGE_WEEKS
 from .simulation.contrast import CONTRASTS
 from .simulation.volume import Phantom, PhantomGenerator, make_phantom
 
 __all__ = ["Phantom", "PhantomGenerator", "embedded_dataset", "make_phantom", "write_dataset"]
 
-SECTIONS = ("training", "validation", "test")
 DEFAULT_COUNTS = {"training": 128, "validation": 16, "test": 24}
 # Raised whenever the same seed gives other volumes, so that old and new ones never mix.
 VERSION = 1
@@ -86,7 +87,7 @@ def write_dataset(
         _check_parameters(path, parameters)
     root.mkdir(parents=True, exist_ok=True)
     # Written first: volumes of a run that was stopped keep their parameters with them.
-    _write_json(started, {"phantom": parameters})
+    write_json(started, {"phantom": parameters})
 
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     todo = [(section, i) for section in SECTIONS for i in range(counts[section])]
@@ -105,14 +106,15 @@ def write_dataset(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # stop soon; what is written stays
             raise
-    _write_json(datalist, {**entries, "phantom": parameters})
+    write_json(datalist, {**entries, "phantom": parameters})
     return datalist
 
 
 def embedded_dataset(bundle_root: str | os.PathLike[str]) -> str:
     """Path of the bundle's own phantom data set, made at the first call (a few minutes)."""
     root = Path(bundle_root) / "data" / "phantom"
-    write_dataset(root, progress=not (root / "dataset.json").exists())
+    with one_by_one():  # the first process makes it, the others find it
+        write_dataset(root, progress=not (root / "dataset.json").exists())
     return str(root)
 
 
@@ -142,7 +144,7 @@ def _write_volume(
         "right_eye_mm": None if right is None else right.tolist(),
         "left_eye_mm": None if left is None else left.tolist(),
     }
-    _write_json(record, entry)
+    write_json(record, entry)
     return entry
 
 
@@ -163,13 +165,6 @@ def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:
                 f"{path} was made with {key} = {there!r}, wanted {wanted!r}; "
                 "choose another folder or remove that one"
             )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON unless it is there already: a finished data set may be read-only."""
-    text = json.dumps(content, indent=1) + "\n"
-    if not path.exists() or path.read_text() != text:
-        write_text(path, text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -163,7 +163,7 @@ def table(paths: Sequence[str | os.PathLike[str]]) -> str:
              for c in evaluations]  # fmt: skip
     title = f"AUROC, confidence against {LARGE_ERROR_DEG:.0f} degrees"
     rows.append([title, *("-" if math.isnan(area) else f"{area:.3f}" for area in areas)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def case_list(path: str | os.PathLike[str]) -> str:
@@ -179,10 +179,10 @@ def case_list(path: str | os.PathLike[str]) -> str:
     rows = [["case", *shown]]
     for k in order:
         rows.append([names[k], *("-" if math.isnan(v[k]) else f"{v[k]:.2f}" for v in values)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Lines with the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -232,7 +232,7 @@ def moved(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> str:
         array, summaries = np.array(values), (_median, _high, _largest)
         rows.append([title, str(len(values)), *(f(array) if values else "-" for f in summaries)])
     return (
-        f"{_aligned(rows)}\n"
+        f"{aligned(rows)}\n"
         f"{len(cases)} cases in both folders, {len(set(first) ^ set(second))} in one only\n"
         f"no pose in the first only: {len(none[0] - none[1])}, in the second only: "
         f"{len(none[1] - none[0])}, in both: {len(none[0] & none[1])}"

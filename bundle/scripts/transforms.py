@@ -119,7 +119,7 @@ class ToWorkingGridd(MapTransform):
         if image.min() == image.max():
             raise VolumeError("empty", f"{name}: every voxel is {image.min().item():g}")
         if self.label_key and self.label_key in d:
-            self._check_label(d[self.label_key], image)
+            check_label(d[self.label_key], image)
         # a Gaussian whose width is half of what the coarser grid averages over
         ratio = self.spacing_mm / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
         sigma = 0.5 * np.sqrt(np.clip(ratio**2 - 1, 0, None))
@@ -141,21 +141,22 @@ class ToWorkingGridd(MapTransform):
             d[self.label_key] = MetaTensor(unknown, affine=d[self.image_key].affine)
         return d
 
-    @staticmethod
-    def _check_label(label: MetaTensor, image: MetaTensor) -> None:
-        name = label.meta.get("filename_or_obj", "label")
-        same = label.shape == image.shape and np.allclose(label.affine, image.affine, atol=1e-2)
-        if not same:
-            raise ValueError(
-                f"{name}: the label's grid is not the image's: shapes {tuple(label.shape)} and "
-                f"{tuple(image.shape)}, affines {np.asarray(label.affine).tolist()} and "
-                f"{np.asarray(image.affine).tolist()}"
-            )
-        values = label.as_tensor()
-        known = (values == 0) | (values == 1) | (values == 2)
-        if not known.all():
-            found = torch.unique(values).tolist()
-            raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")
+
+def check_label(label: MetaTensor, image: MetaTensor) -> None:
+    """Raise ValueError, naming the file, for a label on another grid or not of 0, 1, 2."""
+    name = label.meta.get("filename_or_obj", "label")
+    same = label.shape == image.shape and np.allclose(label.affine, image.affine, atol=1e-2)
+    if not same:
+        raise ValueError(
+            f"{name}: the label's grid is not the image's: shapes {tuple(label.shape)} and "
+            f"{tuple(image.shape)}, affines {np.asarray(label.affine).tolist()} and "
+            f"{np.asarray(image.affine).tolist()}"
+        )
+    values = label.as_tensor()
+    known = (values == 0) | (values == 1) | (values == 2)
+    if not known.all():
+        found = torch.unique(values).tolist()
+        raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")
 
 
 class HeadToGridd(MapTransform):

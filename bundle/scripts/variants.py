@@ -27,12 +27,11 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from .augmentation import saturation
-from .datasets import datalist
-from .files import write_nifti, write_text
+from .datasets import SECTIONS, datalist
+from .files import write_json, write_nifti
 from .simulation.fetus import random_rotation
 from .transforms import LoadVolumed
 
-SECTIONS = ("training", "validation", "test")
 MIRROR = np.diag([-1.0, 1.0, 1.0])
 # Raised whenever the same seed gives other volumes, so that old and new ones never mix.
 VERSION = 1
@@ -219,15 +218,14 @@ def write_variant(
     _check_parameters(root / "dataset.json", parameters)
     if not _check_parameters(root / "variant.json", parameters):
         # Written first: volumes of a run that was stopped keep their parameters with them.
-        write_text(root / "variant.json", json.dumps({"variant": parameters}, indent=1) + "\n")
+        write_json(root / "variant.json", {"variant": parameters})
     entries = [
         _write_volume(root, parameters, *job)
         for job in tqdm(jobs, desc=kind, unit="volume", disable=not progress)
     ]
     sections: dict[str, Any] = {name: [] for name in SECTIONS} | {section: entries}
-    path, text = root / "dataset.json", json.dumps({**sections, "variant": parameters}, indent=1)
-    if not path.exists() or path.read_text() != text + "\n":  # what is finished may be read-only
-        write_text(path, text + "\n")
+    path = root / "dataset.json"
+    write_json(path, {**sections, "variant": parameters})
     return path
 
 
@@ -265,7 +263,7 @@ def _write_volume(
     write_nifti(root / image, volume.image, volume.affine)
     if volume.label is not None:
         write_nifti(root / label, volume.label, volume.affine)
-    write_text(record, json.dumps(result, indent=1) + "\n")
+    write_json(record, result)
     return result
 
 
