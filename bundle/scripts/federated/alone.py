@@ -1,0 +1,62 @@
+"""Every site trains by itself: what a federation has to beat."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import save
+from ..files import write_json
+from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
+
+
+def train_alone(
+    site_files: Mapping[str, str | os.PathLike[str]],
+    plan: Plan,
+    weights: Mapping[str, Tensor],
+    key_metric: str,
+    num_workers: int = 2,
+) -> None:
+    """Train each site by itself, rated before every round and after the last one.
+
+    In each site's output folder: ``model.pt``, its best weights by ``key_metric``; and
+    ``rounds.json``, the metrics of each round. As in a federation, the start weights count too.
+
+    SiteError for a site whose data cannot be used.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        jobs = [
+            pool.submit(_train_one, name, os.fspath(path), plan, weights, key_metric)
+            for name, path in site_files.items()
+        ]
+        for job in jobs:
+            job.result()
+
+
+def _train_one(
+    name: str, site_file: str, plan: Plan, weights: Mapping[str, Tensor], key_metric: str
+) -> None:
+    torch.set_num_threads(1)
+    settings = read_site_file(site_file)
+    site = FederatedSite(name, settings, plan)
+    site.check_weights(weights)
+    best, history = math.inf, []
+    for number in range(plan.rounds + 1):
+        metrics = finite(site.evaluate(weights, f"round_{number}"))
+        error = metrics.get(key_metric, math.inf)
+        history.append({"round": number, "metrics": metrics, "best": error < best})
+        if error < best:
+            best = error
+            save(dict(weights), Path(settings["output_dir"]) / BEST)
+        if number < plan.rounds:
+            site.train(weights, number)
+            weights = site.weights()
+    write_json(Path(settings["output_dir"]) / HISTORY, history)

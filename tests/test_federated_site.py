@@ -1,0 +1,296 @@
+"""A site of a federation, without NVFlare: what it refuses, what it returns, what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents
+from torch import nn
+
+from conftest import BUNDLE
+from federated_data import OTHER_NETWORK, SMALL, files_in, small_weights, write_site
+from scripts.federated.alone import train_alone
+from scripts.federated.report import best_round, compare, draw_rounds, main, read_history
+from scripts.federated.site import (
+    FederatedSite,
+    Plan,
+    ProximalTerm,
+    SiteError,
+    read_site_file,
+    shared_keys,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_site(tmp_path_factory.mktemp("data") / "a", training=4, validation=2)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return small_weights()
+
+
+def site(data, output, rounds=2, **plan):
+    overrides = SMALL | plan.pop("overrides", {})
+    settings = {"dataset_dir": str(data), "output_dir": str(output)}
+    return FederatedSite("site-1", settings, Plan(rounds, overrides=overrides, **plan))
+
+
+def largest_change(difference, part):
+    return max(v.abs().max().item() for k, v in difference.items() if k.startswith(part))
+
+
+def test_a_site_trains_from_the_global_weights_and_returns_what_changed(data, start, tmp_path):
+    before, shipped = files_in(data), files_in(BUNDLE / "models")
+    own = site(data, tmp_path / "out")
+    assert own.train(start, 0) == 4
+    difference = own.difference(start)
+    assert set(difference) == set(start)
+    for part in ("localizer", "rotation"):
+        assert largest_change(difference, part) > 1e-4
+    for key, value in own.weights().items():
+        torch.testing.assert_close(start[key] + difference[key], value)
+    metrics = own.evaluate(start, "round_0")
+    assert 0 <= metrics["rotation_deg"] <= 180
+    with open(tmp_path / "out/cases_round_0.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+    # everything that it wrote is in its own folder
+    assert files_in(data) == before
+    assert files_in(BUNDLE / "models") == shipped
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_the_same_seeds_give_the_same_weights(data, start, tmp_path):
+    states = []
+    for name in ("first", "second"):
+        own = site(data, tmp_path / name)
+        for number in range(2):
+            own.train(start, number)
+        states.append(own.weights())
+    for key in start:
+        assert torch.equal(states[0][key], states[1][key])
+
+
+def test_no_checkpoint_replaces_the_global_weights(data, start, tmp_path):
+    """Without a learning rate nothing changes, though train.json and evaluate.json load files."""
+    own = site(data, tmp_path, overrides={"rotation_lr": 0.0, "localizer_lr": 0.0})
+    for number in range(2):
+        own.train(start, number)
+        own.evaluate(start, f"round_{number}")
+        assert all(not value.any() for value in own.difference(start).values())
+    evaluated = own.algorithm.evaluator.network.state_dict()
+    assert all(torch.equal(evaluated[key], start[key]) for key in start)
+
+
+@pytest.mark.parametrize("share", ["localizer", "rotation"])
+def test_the_part_that_is_not_shared_stays_as_it_was(data, start, share, tmp_path):
+    own = site(data, tmp_path, share=share)
+    own.train(start, 0)
+    difference = own.difference(start)
+    assert set(difference) == set(shared_keys(list(start), share))
+    assert largest_change(difference, share) > 1e-4
+    state = own.weights()
+    assert all(torch.equal(state[key], start[key]) for key in set(start) - set(difference))
+
+
+def test_a_site_that_begins_late_has_the_learning_rate_of_its_round(data, start, tmp_path):
+    def rates(own):
+        return [group["lr"] for group in own.algorithm.trainer.optimizer.param_groups]
+
+    steady, late = site(data, tmp_path / "a", rounds=3), site(data, tmp_path / "b", rounds=3)
+    for number in range(3):
+        steady.train(start, number)
+        if number == 0:
+            assert rates(steady)[0] > 1e-3
+    late.train(start, 2)
+    assert rates(late) == pytest.approx(rates(steady), abs=1e-9)
+
+
+def proximal(mu, network, anchor):
+    term = ProximalTerm(network)
+    term.mu, term.anchor = mu, anchor
+    engine = Engine(lambda *_: None)
+    engine.register_events(*IterationEvents)
+    term.attach(engine)
+    engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+
+def test_the_proximal_term_adds_the_gradient_of_its_penalty():
+    network, anchor = nn.Linear(3, 2), nn.Linear(3, 2).state_dict()
+    penalty = sum((p - anchor[k]).square().sum() for k, p in network.named_parameters())
+    (0.3 / 2 * penalty + network(torch.ones(1, 3)).sum()).backward()
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    network(torch.ones(1, 3)).sum().backward()
+    proximal(0.3, network, anchor)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_proximal_term_leaves_parts_alone_that_are_not_trained():
+    network = nn.Linear(3, 2)
+    proximal(0.3, network, {})
+    assert network.weight.grad is None
+
+
+def test_a_strong_proximal_term_keeps_a_site_near_the_global_weights(data, start, tmp_path):
+    def moved(mu):
+        own = site(data, tmp_path / str(mu), local_epochs=3)
+        own.train(start, 0, mu)
+        return math.sqrt(sum(v.square().sum().item() for v in own.difference(start).values()))
+
+    assert moved(100.0) < 0.7 * moved(0.0)
+
+
+def bad_sets():
+    """Kinds of data that a site must refuse: content of dataset.json, and words of the refusal."""
+    pose = torch.eye(4).tolist()
+    image = {"image": "Jane_Doe.nii.gz", "head_to_world": pose}
+    there = image | {"image": "volume_7.nii.gz"}
+    sheared = there | {"head_to_world": [[1, 1, 0, 0], *pose[1:]]}
+    return {
+        "no file": (None, "no dataset.json"),
+        "not JSON": ("{", "bad data set"),
+        "a list": ("[]", "bad data set"),
+        "nothing to train on": ({"training": [], "validation": [there]}, "no training volumes"),
+        "nothing to validate": ({"training": [there], "validation": []}, "no validation volumes"),
+        "no section": ({"training": [there]}, "bad data set"),
+        "a missing file": ({"training": [image], "validation": []}, r"file of training\[0\]"),
+        "a sheared pose": ({"training": [there, sheared]}, r"training\[1\] is not as"),
+        "not entries": ({"training": [1]}, "bad data set"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(bad_sets()))
+def test_data_that_cannot_be_used_are_refused_without_naming_them(kind, tmp_path):
+    content, words = bad_sets()[kind]
+    (tmp_path / "volume_7.nii.gz").write_bytes(b"")
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(SiteError, match=words) as error:
+        site(tmp_path, tmp_path / "out")
+    # the message goes to the server: neither folders nor names of files may be in it
+    for secret in (str(tmp_path), "Jane_Doe", "volume_7"):
+        assert secret not in str(error.value)
+    assert str(tmp_path) in error.value.detail
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture_are_refused(data, start, tmp_path):
+    own = site(data, tmp_path, overrides=OTHER_NETWORK)
+    with pytest.raises(SiteError, match=r"localizer\.\S+ has shape .* and .* at this site"):
+        own.check_weights(start)
+    own = site(data, tmp_path)
+    own.check_weights(start)
+    key, *others = start
+    with pytest.raises(SiteError, match=f"{key} has shape none"):
+        own.check_weights({name: start[name] for name in others})
+
+
+def test_weights_that_are_not_finite_are_not_sent(data, start, tmp_path):
+    own = site(data, tmp_path)
+    broken = {key: value.clone() for key, value in start.items()}
+    broken["rotation.out.weight" if "rotation.out.weight" in start else list(start)[-1]] *= math.nan
+    with pytest.raises(SiteError, match="not finite"):
+        own.train(broken, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rounds": 0}, "rounds must be 1 or more"),
+        ({"rounds": 1, "local_epochs": 0}, "local_epochs must be 1 or more"),
+        ({"rounds": 1, "share": "eyes"}, "share must be one of"),
+        ({"rounds": 1, "overrides": {"output_dir": "/"}}, "output_dir"),
+        ({"rounds": 1, "overrides": {"init_path": "x"}}, "init_path"),
+        ({"rounds": 1, "overrides": {"seed": "$print(1)"}}, "seed: expected numbers"),
+        ({"rounds": 1, "overrides": {"loss": {"_target_": "os.system"}}}, "loss: expected"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Plan(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ("[]", "not an object"),
+        ('{"dataset_dir": "d"}', 'no "output_dir"'),
+        ('{"dataset_dir": "d", "output_dir": "o", "epochs": 3}', "not for a site to set: epochs"),
+    ],
+)
+def test_a_bad_site_file_is_refused(text, words, tmp_path):
+    if text is not None:
+        (tmp_path / "site.json").write_text(text)
+    with pytest.raises(SiteError, match=words) as error:
+        read_site_file(tmp_path / "site.json")
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_folders_of_a_site_file_are_as_seen_from_it(tmp_path):
+    (tmp_path / "site.json").write_text('{"dataset_dir": "d", "output_dir": "/o", "batch_size": 2}')
+    assert read_site_file(tmp_path / "site.json") == {
+        "dataset_dir": str(tmp_path / "d"),
+        "output_dir": "/o",
+        "batch_size": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(data, start, tmp_path_factory):
+    """A folder like that of a simulation of one site and one round, and training alone."""
+    folder = tmp_path_factory.mktemp("compared")
+    settings = {"dataset_dir": str(data), "output_dir": str(folder / "alone/site-1")}
+    (folder / "site-1.json").write_text(json.dumps(settings))
+    train_alone({"site-1": folder / "site-1.json"}, Plan(1, overrides=SMALL), start, "rotation_deg")
+    own = site(data, folder / "site-1")
+    history = []
+    for number, error in enumerate((20.0, 10.0, 30.0)):
+        metrics = own.evaluate(start, f"round_{number}") | {"rotation_deg": error}
+        history.append({"round": number, "sites": {"site-1": {"metrics": metrics}}})
+    history[0]["best"], history[1]["best"], history[2]["best"] = True, True, False
+    (folder / "rounds.json").write_text(json.dumps(history))
+    return folder
+
+
+def test_training_alone_keeps_the_best_weights_of_each_site(compared, start):
+    history = read_history(compared / "alone/site-1")
+    assert [record["round"] for record in history] == [0, 1]
+    errors = [record["metrics"]["rotation_deg"] for record in history]
+    state = torch.load(compared / "alone/site-1/model.pt", weights_only=True)
+    same = all(torch.equal(state[key], start[key]) for key in start)
+    assert same == (best_round(history) == 0)
+    assert errors[best_round(history)] == min(errors)
+
+
+def test_report_of_a_simulation(compared, capsys, tmp_path):
+    main([str(compared), "--alone", str(compared / "alone"), "--picture", str(tmp_path / "p.png")])
+    text = capsys.readouterr().out
+    assert "before" in text
+    assert "alone" in text
+    assert "federated" in text
+    lines = [line for line in text.splitlines() if line.startswith(("site-1", "pooled"))]
+    # one site: pooled says the same
+    assert lines[0].split()[1:] == lines[1].split()[1:]
+    assert "2 validation volumes; federated weights of round 1 of 2" in text
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    draw_rounds(tmp_path / "without.png", compared)
+    assert "alone" not in compare(compared)
+
+
+@pytest.mark.parametrize("content", [None, "{", '[{"round": 0}]', '[{"round": 0, "best": false}]'])
+def test_report_refuses_what_is_no_history(content, tmp_path):
+    if content is not None:
+        (tmp_path / "rounds.json").write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"rounds\.json"):
+        read_history(tmp_path)
