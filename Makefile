@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 OUTPUT ?= $(CURDIR)/bundle/output
 EPOCHS ?= 10
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")
+	print(*p["dependencies"], *(x for extra in ("export", "dev") \
+	for x in p["optional-dependencies"][extra]), sep="\n")
+PINNED_FEDERATED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["optional-dependencies"]["federated"], sep="\n")
 
-.PHONY: setup train weights test lint benchmark
+.PHONY: setup train weights test lint benchmark package federated-setup federated test-federated
 
 setup: $(VENV)/.done
 
@@ -17,6 +20,12 @@ $(VENV)/.done: pyproject.toml
 	$(BIN)/python -c '$(PINNED)' > $(VENV)/pinned.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $(VENV)/pinned.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/pinned.txt
+	touch $@
+
+# NVFlare (about 110 MB), for the targets that need it
+$(VENV)/.federated: $(VENV)/.done
+	$(BIN)/python -c '$(PINNED_FEDERATED)' > $(VENV)/pinned_federated.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/pinned_federated.txt
 	touch $@
 
 # Trains from scratch on the phantom, then compares with the untrained network on other phantoms.
@@ -46,16 +55,46 @@ weights: setup
 		--epochs 12 --val_interval 12 --rotation_lr 0.02 --output_dir $(WEIGHTS)/base
 	cd bundle && $(TRAINING) --config_file "['configs/train.json','configs/mixture.json']" \
 		--dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom --samples_per_epoch 400 \
-		--epochs 42 --val_interval 42 --rotation_lr 0.012 \
+		--epochs 94 --val_interval 94 --rotation_lr 0.012 \
 		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/final
+
+# Three sites whose volumes differ fine-tune the shipped weights without sharing them; ends with a
+# table against each site training by itself, and a picture of the rounds.
+FEDERATED := $(OUTPUT)/federated
+FEDERATED_PHANTOM := $(BIN)/python -m scripts.phantom --training 12 --validation 6 --test 0
+FEDERATED_JOB := OMP_NUM_THREADS=1 $(BIN)/python -m scripts.federated.job
+FEDERATED_PLAN := --rounds 3 --local_epochs 2 \
+	--override rotation_lr=0.005 --override localizer_lr=0.0005 \
+	--sites young=$(FEDERATED)/data/young,epi=$(FEDERATED)/data/epi,t2=$(FEDERATED)/data/t2
+federated-setup: $(VENV)/.federated
+
+federated: federated-setup
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/young --seed 1 \
+		--ga_weeks 20,24 --voxel_mm 6,6,6
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/epi --seed 2 \
+		--ga_weeks 24,38 --contrast epi
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/t2 --seed 3 \
+		--ga_weeks 24,38 --contrast t2
+	cd bundle && $(FEDERATED_JOB) simulate $(FEDERATED_PLAN) --output_dir $(FEDERATED)
+	cd bundle && $(FEDERATED_JOB) alone $(FEDERATED_PLAN) --output_dir $(FEDERATED)/alone
+	cd bundle && $(BIN)/python -m scripts.federated.report $(FEDERATED) \
+		--alone $(FEDERATED)/alone --picture $(FEDERATED)/rounds.png
 
 benchmark: setup
 	cd bundle && $(BIN)/python -m scripts.benchmark
+
+# dist/fetal_mri_head_pose_v<version>.zip, from what is committed. Needs git, and nothing installed.
+package:
+	$(PYTHON) tools/package.py --output_dir dist
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint federated-setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Server and clients as processes with mutual TLS, one killed in a round: some minutes.
+test-federated: federated-setup
+	$(BIN)/python -m pytest -m slow tests/test_federated.py tests/test_federated_poc.py

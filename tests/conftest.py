@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-BUNDLE = Path(__file__).parents[1] / "bundle"
-sys.path.insert(0, str(BUNDLE))
+REPOSITORY = Path(__file__).parents[1]
+BUNDLE = REPOSITORY / "bundle"
+sys.path[:0] = [str(BUNDLE), str(REPOSITORY / "tools")]
 
 # landmarks in the head frame, mm; no symmetry maps them onto themselves
 LANDMARKS = np.array([[30.0, 0, 0], [0, 36.0, 0], [0, 0, 42.0], [-24.0, -30.0, -18.0]])

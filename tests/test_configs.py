@@ -1,12 +1,14 @@
-"""Every config runs for a step, through monai.bundle as a user calls it."""
+"""Every config runs for a step, through monai.bundle; test_package.py has the command line."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
+import re
 import shutil
-import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from jsonschema import Draft201909Validator
 from monai.bundle import ConfigParser, ReferenceResolver, create_workflow
 
-from conftest import BUNDLE
+from conftest import BUNDLE, REPOSITORY
 
 # a network that steps in well under a second; every other value is the shipped one
 SMALL_CHAIN = {
@@ -37,14 +39,24 @@ FILES = {
     "train": ["train.json"],
     "evaluate": ["train.json", "evaluate.json"],
     "inference": ["inference.json"],
+    "inference_ts": ["inference.json", "inference_ts.json"],
     "mixture": ["train.json", "mixture.json"],
     "plain_cnn": ["train.json", "plain_cnn.json"],
+    "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
+    "multi_gpu_mixture": ["train.json", "mixture.json", "multi_gpu_train.json"],
     "evaluate_mixture": ["train.json", "mixture.json", "evaluate.json"],
     "evaluate_plain_cnn": ["train.json", "plain_cnn.json", "evaluate.json"],
 }
 CONFIGS = {
     kind: [str(BUNDLE / "configs" / name) for name in names] for kind, names in FILES.items()
 }
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PINS = dict(line.split("==") for line in PROJECT["dependencies"])
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    return json.loads((BUNDLE / "configs/metadata.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +213,9 @@ def test_every_config_parses(kind):
             assert reference in items, f"{item_id} refers to {reference}"
 
 
-@pytest.mark.parametrize("kind", list(CONFIGS))
-def test_check_properties(kind, phantoms, other_phantoms, tmp_path):
+# inference_ts needs a file that ckpt_export makes: tests/test_export.py
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "inference_ts"])
+def test_check_properties(kind, phantoms, other_phantoms, tmp_path, monkeypatch):
     overrides = {
         "bundle_root": str(BUNDLE),
         "dataset_dir": str(phantoms),
@@ -212,20 +225,18 @@ def test_check_properties(kind, phantoms, other_phantoms, tmp_path):
         overrides["phantom_dir"] = str(other_phantoms)
     if kind == "inference":
         overrides["dataset_dir"] = str(phantoms / "test")
+    if "multi_gpu" in kind:  # the only process of torchrun
+        for name in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", "0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = workflow(kind, **overrides)
     run.initialize()
     assert not run.check_properties()
-
-
-def test_command_line_from_the_bundle_folder(trained, phantoms, tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
-    command += ["--config_file", "configs/train.json", "--dataset_dir", str(phantoms)]
-    command += ["--output_dir", str(tmp_path), "--epochs", "1", "--num_workers", "0"]
-    for key, value in (SMALL | {"patch_voxels": 32, "val_interval": 1}).items():
-        command += [f"--{key}", str(value)]
-    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "model.pt").exists()
+    run.finalize()
+    assert not torch.distributed.is_initialized()
 
 
 def test_embedded_phantom_is_the_default_data_set(monkeypatch, tmp_path):
@@ -238,24 +249,6 @@ def test_embedded_phantom_is_the_default_data_set(monkeypatch, tmp_path):
     parser["bundle_root"] = str(tmp_path)
     assert parser.get_parsed_content("dataset_dir") == str(tmp_path / "data" / "phantom")
     assert made == [tmp_path / "data" / "phantom"]
-
-
-@pytest.mark.parametrize("workflow_type", ["train", "inference"])
-def test_bundle_load_gives_the_network_with_the_shipped_weights(workflow_type, tmp_path):
-    """From any folder, in a process that knows nothing of the bundle but its path."""
-    assert (BUNDLE / "models/model.pt").stat().st_size < 25e6
-    code = f"""
-import monai.bundle, torch
-network = monai.bundle.load(
-    name={BUNDLE.name!r}, bundle_dir={str(BUNDLE.parent)!r}, workflow_type={workflow_type!r},
-    args_file={{"bundle_root": {str(BUNDLE)!r}}},
-)
-state = torch.load({str(BUNDLE / "models/model.pt")!r}, weights_only=True)
-torch.testing.assert_close(dict(network.state_dict()), dict(state))
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_train_and_inference_declare_one_network():
@@ -275,8 +268,7 @@ def test_train_and_inference_declare_one_network():
     assert shapes["train"] == shapes["inference"]
 
 
-def test_metadata_has_what_the_zoo_requires():
-    metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
+def test_metadata_has_what_the_zoo_requires(metadata):
     required = {
         "schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version",
         "required_packages_version", "task", "description", "authors", "copyright",
@@ -284,26 +276,61 @@ def test_metadata_has_what_the_zoo_requires():
     }  # fmt: skip
     assert required <= set(metadata)
     assert metadata["version"] in metadata["changelog"]
+    tensor = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
+    tensors = metadata["network_data_format"]
+    assert set(tensors["inputs"]) == {"image"}
+    assert set(tensors["outputs"]) == {"pred"}
+    for described in (tensors["inputs"]["image"], tensors["outputs"]["pred"]):
+        assert tensor <= set(described)
+        channels = [str(number) for number in range(described["num_channels"])]
+        assert list(described["channel_def"]) == channels
 
 
-def test_metadata_versions_are_the_pinned_ones():
-    import tomllib
-
-    project = tomllib.loads((BUNDLE.parent / "pyproject.toml").read_text())["project"]
-    pins = dict(line.split("==") for line in project["dependencies"])
-    metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
-    assert metadata["version"] == project["version"]
+def test_metadata_versions_are_the_pinned_ones(metadata):
+    assert metadata["version"] == PROJECT["version"]
     stated = metadata["required_packages_version"] | {
         "monai": metadata["monai_version"],
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
     }
-    assert {name: pins[name] for name in stated} == stated
+    assert stated == PINS
 
 
-def test_metadata_matches_the_schema():
+def test_required_packages_are_those_that_the_bundle_uses(metadata):
+    """What the scripts import, and what MONAI needs for what the configs and commands name."""
+    imported = set()
+    for path in (BUNDLE / "scripts").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module)
+    names = {name.split(".")[0] for name in imported} - sys.stdlib_module_names
+    other_names = {"ignite": "pytorch-ignite", "skimage": "scikit-image"}
+    packages = {other_names.get(name, name) for name in names}
+    by_monai = {
+        "tensorboard": "TensorBoardStatsHandler" in (BUNDLE / "configs/train.json").read_text(),
+        "fire": "python -m monai.bundle" in (BUNDLE / "docs/README.md").read_text(),
+    }
+    assert all(by_monai.values())
+    base = {"torch", "monai", "numpy"}  # stated apart from the others
+    packages -= {
+        "scripts",
+        "nvflare",
+    }  # the bundle itself, and an extra that federation alone needs
+    assert packages | set(by_monai) == set(metadata["required_packages_version"]) | base
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md", "bundle/docs/README.md"])
+def test_versions_in_the_documents_are_the_pinned_ones(page):
+    stated = re.findall(r"([a-z0-9-]+)==([0-9.]+)", (REPOSITORY / page).read_text())
+    assert {name: PINS.get(name) for name, _ in stated} == dict(stated)
+    if page.endswith("deployment.md"):  # the list of what to carry to a machine without a network
+        assert set(PINS) == {name for name, _ in stated}
+
+
+def test_metadata_matches_the_schema(metadata):
     schema = BUNDLE.parents[1] / "shared/schemas/meta_schema_20240725.json"
     if not schema.exists():
         pytest.skip("the zoo's schema is not here")
-    metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
     Draft201909Validator(json.loads(schema.read_text())).validate(metadata)
