@@ -22,6 +22,8 @@ PLAIN = {
     "network_def#crop_size": 8,
     "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
     "network_def#turns": 2,
+    "network_def#landmarks#features": [8, 8, 8, 8],
+    "cube_voxels": 16,
     "network_def#maps_dropout": 0.0,
     "network_def#min_brain_ml": 0.0,
     "network_def#min_density": 0.0,

@@ -23,6 +23,8 @@ SMALL_CHAIN = {
     "network_def#crop_size": 8,
     "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
     "network_def#turns": 2,
+    "network_def#landmarks#features": [8, 8, 8, 8],
+    "cube_voxels": 16,
 }
 SMALL = {
     "network_def#rotation#features": [1, 1],
@@ -42,6 +44,10 @@ FILES = {
     "inference_ts": ["inference.json", "inference_ts.json"],
     "mixture": ["train.json", "mixture.json"],
     "plain_cnn": ["train.json", "plain_cnn.json"],
+    "landmarks": ["train.json", "landmarks.json"],
+    "landmarks_mixture": ["train.json", "mixture.json", "landmarks.json"],
+    "localizer": ["train.json", "localizer.json"],
+    "localizer_mixture": ["train.json", "mixture.json", "localizer.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
     "multi_gpu_mixture": ["train.json", "mixture.json", "multi_gpu_train.json"],
     "evaluate_mixture": ["train.json", "mixture.json", "evaluate.json"],
@@ -127,6 +133,23 @@ def test_training_resumes_and_refuses_to_resume_what_is_finished(trained, phanto
     with pytest.raises(RuntimeError) as error:
         workflow("train", **overrides | {"resume": True}).run()
     assert "nothing to resume" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("part", ["landmarks", "localizer"])
+def test_training_of_one_part(part, trained, phantoms, tmp_path):
+    """From given weights; what is not trained stays as it was, and both are in the file."""
+    overrides = training_overrides(phantoms, tmp_path) | {"init_path": str(trained / "model.pt")}
+    run = workflow(part, **overrides)
+    run.run()
+    before = torch.load(trained / "model.pt", weights_only=True)
+    after = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert after.keys() == before.keys()
+    changed = {key.split(".")[0] for key in after if not after[key].equal(before[key])}
+    assert changed == {part}
+    # and it goes on where it was stopped
+    resumed = workflow(part, **overrides | {"epochs": 2, "resume": True, "init_path": None})
+    resumed.run()
+    assert resumed.trainer.state.epoch == 2
 
 
 def test_training_on_a_mixture(phantoms, other_phantoms, tmp_path):
@@ -256,7 +279,7 @@ def test_train_and_inference_declare_one_network():
     for kind in ("train", "inference"):
         parser = ConfigParser()
         parser.read_config(CONFIGS[kind])
-        for key in ("crop_fill", "spacing_mm"):
+        for key in ("crop_fill", "spacing_mm", "landmarks#crop_size"):
             parser[f"network_def#{key}"] = parser.get_parsed_content(f"network_def#{key}")
         network[kind] = parser["network_def"]
     assert network["train"] == network["inference"]

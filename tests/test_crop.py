@@ -8,11 +8,14 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from conftest import rotation_matrix
 from scripts.crop import (
     Box,
     ball,
     brain_box,
+    center_of_mass,
     crop_cube,
+    crop_turned_cubes,
     densest_place,
     largest_component,
     window,
@@ -311,3 +314,25 @@ def test_window_can_be_put_back():
     assert back.equal(volume * seen)
     whole = window(volume, torch.tensor([[-3, -2, -1]] * 2), (16, 16, 16))
     assert window(whole, torch.tensor([[3, 2, 1]] * 2), volume.shape[2:]).equal(volume)
+
+
+def test_turned_cubes_are_those_of_crop_cube():
+    volume = torch.rand(2, 1, 20, 24, 22)
+    center = 10 * torch.randn(2, 3, 3)
+    side = 40 + 20 * torch.rand(2, 3)
+    turns = torch.stack([torch.from_numpy(rotation_matrix(k)).float() for k in range(6)])
+    turns = turns.view(2, 3, 3, 3)
+    cubes = crop_turned_cubes(volume, center, side, turns, 8, 4.0)
+    assert cubes.shape == (6, 1, 8, 8, 8)
+    for k in range(2):
+        for n in range(3):
+            box = Box(center[k : k + 1, n], side[k : k + 1, n])
+            expected = crop_cube(volume[k : k + 1], box, 8, 4.0, turns[k, n])
+            torch.testing.assert_close(cubes[3 * k + n], expected[0], atol=1e-5, rtol=0)
+
+
+def test_center_of_mass():
+    weights = torch.zeros(2, 1, 6, 7, 8)
+    weights[0, 0, 1, 2, 3], weights[0, 0, 3, 2, 7] = 1, 3
+    found = center_of_mass(weights)
+    torch.testing.assert_close(found, torch.tensor([[2.5, 2.0, 6.0], [0.0, 0.0, 0.0]]))

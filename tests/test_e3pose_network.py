@@ -174,8 +174,8 @@ def test_both_networks_learn_from_the_loss():
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        logits, field = net(volume, box)
-        loss = HeadPoseLoss()((logits, field), target)
+        logits, field, landmarks = net(volume, box)
+        loss = HeadPoseLoss()((logits, field, landmarks), target)
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()

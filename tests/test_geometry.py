@@ -241,3 +241,28 @@ def test_check_rigid_names_the_matrix():
         g.check_rigid(torch.diag(torch.tensor([-1.0, 1, 1, 1])), "my pose")
     with pytest.raises(ValueError, match="finite"):
         g.check_rigid(torch.full((4, 4), torch.nan), "my pose")
+
+
+def test_half_and_quarter_turns_are_rotations_of_the_cube():
+    for turns, angle in ((g.half_turns()[1:], 180.0), (g.quarter_turns(), 90.0)):
+        assert turns.eq(turns.round()).all()
+        angles = g.geodesic_deg(torch.eye(3).expand_as(turns), turns)
+        torch.testing.assert_close(angles, torch.full_like(angles, angle))
+        torch.testing.assert_close(torch.linalg.det(turns), torch.ones(len(turns)))
+        assert len(torch.unique(turns, dim=0)) == len(turns)
+    assert g.half_turns()[0].equal(torch.eye(3))
+
+
+def test_axis_and_angle_agree_with_scipy():
+    axis, angle = torch.randn(5, 3).double(), torch.tensor([0.0, 10, -70, 180, 250]).double()
+    vectors = torch.nn.functional.normalize(axis, dim=-1) * torch.deg2rad(angle)[:, None]
+    expected = Rotation.from_rotvec(vectors.numpy()).as_matrix()
+    torch.testing.assert_close(g.axis_angle_to_rotation(axis, angle), torch.from_numpy(expected))
+
+
+def test_frame_of_landmarks_is_that_of_the_pose():
+    points = torch.randn(4, 3, 3).double()
+    expected = g.landmarks_to_pose(*points.unbind(1))[:, :3, :3]
+    torch.testing.assert_close(g.landmark_frame(*points.unbind(1)), expected)
+    collinear = torch.tensor([[0.0, 0, 0], [1, 1, 1], [2, 2, 2]])
+    assert g.landmark_frame(*collinear).isfinite().all()

@@ -10,6 +10,8 @@ from monai.networks import one_hot
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
+from scripts.crop import cube_cells
+from scripts.landmarks import Landmarks
 from scripts.loss import (
     BACKGROUND,
     BRAIN,
@@ -17,6 +19,7 @@ from scripts.loss import (
     UNKNOWN,
     AxisFieldLoss,
     HeadPoseLoss,
+    LandmarkLoss,
     SegmentationLoss,
 )
 
@@ -237,7 +240,7 @@ def test_total_is_the_weighted_sum():
     loss = HeadPoseLoss(
         rotation_weight=2.0, segmentation_weight=3.0, voxel_weight=0.1, pooled_weight=0.5
     )
-    found = loss((logits, field), target_of(rotation, label, [1.0, 1.0]))
+    found = loss((logits, field, None), target_of(rotation, label, [1.0, 1.0]))
     expected = 2 * AxisFieldLoss(0.1, 0.5)(field, rotation).mean()
     expected = expected + 3 * SegmentationLoss()(logits, label).mean()
     torch.testing.assert_close(found, expected)
@@ -247,13 +250,83 @@ def test_rotation_counts_only_where_there_is_a_head():
     logits, label = torch.randn(3, 3, 5, 6, 4), random_label(3)
     field, rotation = random_field(3).requires_grad_(), random_rotations(3, 10)
     loss = HeadPoseLoss(segmentation_weight=0.0)
-    found = loss((logits, field), target_of(rotation, label, [1.0, 0.0, 1.0]))
+    found = loss((logits, field, None), target_of(rotation, label, [1.0, 0.0, 1.0]))
     each = AxisFieldLoss()(field, rotation)
     torch.testing.assert_close(found, (each[0] + each[2]) / 2)
     (gradient,) = torch.autograd.grad(found, field)
     assert (gradient[1] == 0).all()
     assert (gradient[[0, 2]] != 0).all()
-    none = loss((logits, field), target_of(rotation, label, [0.0, 0.0, 0.0]))
+    none = loss((logits, field, None), target_of(rotation, label, [0.0, 0.0, 0.0]))
     assert none.item() == 0
     (gradient,) = torch.autograd.grad(none, field)
     assert (gradient == 0).all()
+
+
+# LandmarkLoss
+
+
+def landmarks_at(point, score=0.0):
+    """What a network that is sure of ``point`` (batch, 3, 3) gives."""
+    cells = cube_cells(16).flatten(0, 2)
+    squares = (cells - point[:, :, None]).square().sum(-1)
+    heatmap = (-squares / (2 * 0.045**2)).unflatten(2, (16, 16, 16))
+    one = torch.ones(len(point))
+    return Landmarks(heatmap, point, torch.eye(3).expand(len(point), 3, 3), 0 * one, score * one)
+
+
+def cube_target(point, size=0.0, aligned=1.0):
+    one = torch.ones(len(point))
+    return {"crop_point": point, "crop_size": size * one, "crop_aligned": aligned * one}
+
+
+POINT = torch.tensor([[[0.0, 0.1, 0.0], [-0.15, 0.3, -0.1], [0.15, 0.3, -0.1]]])
+
+
+def test_landmark_loss_is_least_at_the_truth():
+    loss = LandmarkLoss()
+    best = loss(landmarks_at(POINT, 20.0), cube_target(POINT))
+    for other in (POINT + 0.05, POINT[:, [0, 2, 1]], POINT * 0.7):
+        assert loss(landmarks_at(other, 20.0), cube_target(POINT)) > best + 0.5
+    assert loss(landmarks_at(POINT, -20.0), cube_target(POINT)) > best + 5
+    assert loss(landmarks_at(POINT, 20.0), cube_target(POINT, size=0.2)) > best + 0.3
+    wrong = cube_target(POINT, aligned=0.0)
+    assert loss(landmarks_at(POINT, 20.0), wrong) > loss(landmarks_at(POINT, -20.0), wrong) + 5
+
+
+def test_landmark_loss_leaves_out_what_is_unknown():
+    """Unknown eyes, sizes and alignments change nothing, and no gradient comes from them."""
+    loss, found = LandmarkLoss(), landmarks_at(POINT.repeat(2, 1, 1))
+    nan = float("nan")
+    target = cube_target(POINT.repeat(2, 1, 1).clone())
+    target["crop_point"][1] = nan
+    target["crop_size"][1] = target["crop_aligned"][1] = nan
+    alone = loss(landmarks_at(POINT), cube_target(POINT))
+    torch.testing.assert_close(loss(found, target), alone)
+    point = (POINT.repeat(2, 1, 1) + 0.01).requires_grad_()
+    loss(found._replace(point=point), target).backward()
+    assert point.grad[0].abs().sum() > 0
+    assert point.grad[1].eq(0).all()
+    nothing = {name: torch.full_like(value, nan) for name, value in target.items()}
+    assert loss(found, nothing) == 0
+
+
+def test_head_pose_loss_adds_that_of_the_landmarks():
+    logits, field = torch.randn(1, 3, 4, 4, 4), torch.randn(1, 3, 3, 2, 2, 2)
+    target = {
+        "label": torch.ones(1, 1, 4, 4, 4),
+        "head_to_grid": torch.eye(4)[None],
+        "has_head": torch.ones(1),
+        **cube_target(POINT),
+    }
+    without = HeadPoseLoss()((logits, field, None), target)
+    found = landmarks_at(POINT + 0.1)
+    together = HeadPoseLoss(landmark_weight=2.0)((logits, field, found), target)
+    torch.testing.assert_close(together, without + 2 * LandmarkLoss()(found, target))
+
+
+def test_segmentation_loss_as_a_mean():
+    logits, label = torch.randn(3, 3, 4, 4, 4), torch.randint(0, 3, (3, 1, 4, 4, 4))
+    each = SegmentationLoss()(logits, label)
+    torch.testing.assert_close(SegmentationLoss(reduction="mean")(logits, label), each.mean())
+    with pytest.raises(ValueError, match="sum"):
+        SegmentationLoss(reduction="sum")

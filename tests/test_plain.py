@@ -159,7 +159,7 @@ def test_a_chain_with_it_trains_and_predicts():
         losses.append(found.item())
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
-        logits, field = net.eval()(volume, box)
+        logits, field, _ = net.eval()(volume, box)
         axes, confidence = pool_axes(field)
         prediction = net.predict(volume)
     assert ((confidence >= 0) & (confidence <= 1)).all()

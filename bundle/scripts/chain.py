@@ -1,4 +1,4 @@
-"""From volume to pose by a localizer and a rotation network: what a trained network does.
+"""From volume to pose by localizer, rotation network and landmarks: what a trained network does.
 
 Plain torch that TorchScript, torch.export and ONNX understand, so that there is one form of it.
 """
@@ -9,8 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .crop import Box, ball, brain_box, crop_cube, densest_place, largest_component, window
-from .geometry import frame_to_rotation, rigid, top_eigenvector
+from .crop import (
+    Box,
+    ball,
+    brain_box,
+    center_of_mass,
+    crop_cube,
+    crop_turned_cubes,
+    densest_place,
+    largest_component,
+    window,
+)
+from .geometry import (
+    frame_to_rotation,
+    half_turns,
+    landmark_frame,
+    nearest_rotation,
+    quarter_turns,
+    rigid,
+    top_eigenvector,
+)
+from .landmarks import LandmarkNet
 
 
 class Prediction(NamedTuple):
@@ -23,7 +42,7 @@ class Prediction(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A window of each volume, and what the localizer sees in it."""
+    """A window of each volume, or of each place in it, and what the localizer sees there."""
 
     part: Tensor  # (batch, 1, w, w, w)
     logits: Tensor  # (batch, 3, w, w, w)
@@ -61,8 +80,23 @@ def pool_axes(field: Tensor) -> tuple[Tensor, Tensor]:
     return axes, confidence.clamp(0, 1)
 
 
+class Guess(NamedTuple):
+    """Poses that a head may have, n of each volume."""
+
+    rotation: Tensor  # (batch, n, 3, 3): head to grid
+    center_mm: Tensor  # (batch, n, 3): the brain's centre, grid frame
+    side_mm: Tensor  # (batch, n): of the cube around it
+
+
 class PoseChain(nn.Module):
     """Localizer, crop, rotation network, frame: volumes (batch, 1, x, y, z) -> poses (batch, 4, 4).
+
+    With ``landmarks`` the pose so found is where the search begins. It and its half turns about
+    each axis of the head, at each place where a head may be, are corrected twice by the landmarks
+    in a cube that is turned with the head. At the place where a cube then looks most like a head
+    in line with it, the quarter turns are tried as well. The best of all is corrected twice more,
+    there together with its mirror image. The confidence is the probability, as the network sees
+    it, that the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
     ``HeadPoseNet`` is such a chain that can be trained, and says what the parameters mean.
@@ -73,9 +107,13 @@ class PoseChain(nn.Module):
     rotation : crops (batch, in_channels, S, S, S) -> field of axes (batch, 3, 3, s, s, s)
     in_channels : of ``rotation``
     lattices : rotations (turns, 3, 3) of the lattices on which the crop is sampled
+    landmarks : ``landmarks.LandmarkNet``, or None
+    min_confidence : with landmarks, less confidence counts as "no head"
     """
 
     lattices: Tensor
+    half_turns: Tensor
+    quarter_turns: Tensor
 
     def __init__(
         self,
@@ -88,17 +126,25 @@ class PoseChain(nn.Module):
         crop_fill: float,
         min_brain_ml: float,
         min_density: float,
+        landmarks: LandmarkNet | None = None,
+        min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
         self.localizer = localizer
         self.rotation = rotation
+        self.landmarks = landmarks
         self.in_channels = in_channels
         self.register_buffer("lattices", lattices.float(), persistent=False)
+        self.register_buffer("half_turns", half_turns(), persistent=False)
+        self.register_buffer("quarter_turns", quarter_turns(), persistent=False)
         self.spacing_mm, self.crop_size, self.crop_fill = float(spacing_mm), crop_size, crop_fill
         self.min_brain_ml, self.min_density = float(min_brain_ml), float(min_density)
+        self.min_confidence = float(min_confidence)
         self.window = 64  # voxels along the part of a volume that is looked at closely
         self.brain_radius_mm = 56.0  # half of the longest brain at term
-        self.candidates = 3  # places of a volume that are looked at closely
+        self.least_side_mm = 60.0  # of the cube around the smallest brain
+        self.apart_mm = 64.0  # radius in which there is no second head
+        self.candidates = 4  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
         """Pose ``head_to_grid`` (batch, 4, 4) in mm; NaN where there is no head."""
@@ -118,12 +164,11 @@ class PoseChain(nn.Module):
         return Look(part, logits, start, place, density)
 
     def closer(self, volume: Tensor) -> Look:
-        """At the window around the head.
+        """At the windows around the places where a head may be, those of one volume side by side.
 
         The whole volume is looked at for the places that look most like a brain. At each the
         localizer looks again at a window of the size that it was trained on, with far less of the
-        mother in it; the window in which the brain is densest in both looks is kept, and the
-        density is the product of both.
+        mother in it. The density is the product of both looks.
         """
         probability = self.localizer(volume).softmax(1)[:, 1:2]
         places, densities = [], []
@@ -131,18 +176,16 @@ class PoseChain(nn.Module):
             place, density = densest_place(probability, self.spacing_mm)
             shape = probability.shape[2:]
             near = ball(place, shape, self.spacing_mm, self.brain_radius_mm)
+            # the middle of what is there, so that its rim does not count as another place
+            place = center_of_mass(probability * near).round().long()
+            near = ball(place, shape, self.spacing_mm, self.apart_mm)
             probability = probability.masked_fill(near, 0.0)
             places.append(place)
             densities.append(density)
-        # all candidates of all volumes as one batch, those of one volume side by side
         volumes = volume.repeat_interleave(self.candidates, dim=0)
         found = self.look(volumes, torch.stack(places, dim=1).flatten(0, 1))
-        both = torch.stack(densities, dim=1) * found.density.view(-1, self.candidates)
-        density, best = both.max(1)
-        best = best + self.candidates * torch.arange(volume.shape[0], device=volume.device)
-        return Look(
-            found.part[best], found.logits[best], found.start[best], found.place[best], density
-        )
+        both = torch.stack(densities, dim=1).flatten() * found.density
+        return Look(found.part, found.logits, found.start, found.place, both)
 
     def axis_field(self, volume: Tensor, logits: Tensor, box: Box) -> Tensor:
         """Field of axes (batch, 3, 3, turns * s, s, s), in grid axes, from the crops in ``box``.
@@ -162,28 +205,145 @@ class PoseChain(nn.Module):
         return turned.permute(1, 2, 3, 0, 4, 5, 6).flatten(3, 4)
 
     def find(self, look: Look, volume: Tensor, reference: Box | None = None) -> Prediction:
-        """Pose, confidence, brain volume and labels from a ``look`` at each volume of the batch.
+        """Pose, confidence, brain volume and labels from looks at each volume of the batch.
 
-        With ``reference`` the crop is placed there instead of around the localizer's mask, and
-        there is always a pose.
+        Each volume has as many looks, side by side, as there are items in ``look`` for each in
+        ``volume``. With ``reference`` the crop is placed there instead of around the localizer's
+        mask, and there is always a pose.
         """
+        batch = volume.shape[0]
+        looks = look.density.shape[0] // batch
         # from the middle of the volume to the middle of the window
         size = [volume.shape[2], volume.shape[3], volume.shape[4]]
         offsets = [look.start[:, k] + (self.window - size[k]) / 2 for k in range(3)]
         offset_mm = torch.stack(offsets, dim=1) * self.spacing_mm
         label = look.logits.argmax(1, keepdim=True)
         brain = self.brain(label == 1, look.place)
-        box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
+        box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill, look.logits.dtype)
         if reference is not None:
             box = Box(reference.center_mm - offset_mm, reference.side_mm)
-        axes, confidence = pool_axes(self.axis_field(look.part, look.logits, box))
-        pose = rigid(frame_to_rotation(axes), (box.center_mm + offset_mm).to(axes.dtype))
+        label = brain.to(torch.uint8) + 2 * (label == 2).to(torch.uint8)
+        seen = (volume_ml >= self.min_brain_ml) & (look.density >= self.min_density)
+
+        best = look.density.view(batch, looks).argmax(1)
+        if self.landmarks is None:
+            # the densest place alone
+            best = best + looks * torch.arange(batch, device=volume.device)
+            part, logits = look.part[best], look.logits[best]
+            box = Box(box.center_mm[best], box.side_mm[best])
+            axes, confidence = pool_axes(self.axis_field(part, logits, box))
+            rotation = frame_to_rotation(axes)
+            center_mm = (box.center_mm + offset_mm[best]).to(axes.dtype)
+        else:
+            axes, _ = pool_axes(self.axis_field(look.part, look.logits, box))
+            rotation = frame_to_rotation(axes)
+            identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
+            rotation = torch.where(rotation.isnan(), identity, rotation)
+            guess = Guess(
+                rotation.view(batch, looks, 3, 3),
+                (box.center_mm + offset_mm).to(axes.dtype).view(batch, looks, 3),
+                box.side_mm.to(axes.dtype).view(batch, looks),
+            )
+            if reference is None:  # where no brain was seen, none is looked for
+                guess, confidence, best = self.search(volume, guess, seen.view(batch, looks))
+            else:
+                guess, confidence, best = self.search(volume, guess, None)
+            best = best + looks * torch.arange(batch, device=volume.device)
+            rotation, center_mm = guess.rotation[:, 0], guess.center_mm[:, 0]
+        pose = rigid(rotation, center_mm)
         if reference is None:
-            found = (volume_ml >= self.min_brain_ml) & (look.density >= self.min_density)
+            found = seen[best] & (confidence >= self.min_confidence)
             pose = pose.masked_fill(~found[:, None, None], float("nan"))
             confidence = confidence.masked_fill(~found, 0.0)
-        label = brain.to(torch.uint8) + 2 * (label == 2).to(torch.uint8)
-        return Prediction(pose, confidence, volume_ml, window(label, -look.start, size))
+        label = window(label[best], -look.start[best], size)
+        return Prediction(pose, confidence, volume_ml[best], label)
+
+    def search(
+        self, volume: Tensor, start: Guess, seen: Tensor | None
+    ) -> tuple[Guess, Tensor, Tensor]:
+        """The best pose, n = 1, its confidence (batch,) and which of the first guesses led to it.
+
+        ``seen`` (batch, n) tells which of the guesses may win; all may if there is none.
+        """
+        batch, turns = volume.shape[0], self.half_turns.shape[0]
+        item = torch.arange(batch, device=volume.device)
+        guess, score = self.settle(volume, start, self.half_turns)
+        if seen is not None:
+            score = score.masked_fill(~seen.repeat_interleave(turns, dim=1), -1e4)
+        best = score.argmax(1)
+        place = best // turns
+        first = Guess(
+            start.rotation[item, place].unsqueeze(1),
+            start.center_mm[item, place].unsqueeze(1),
+            start.side_mm[item, place].unsqueeze(1),
+        )
+        more, more_score = self.settle(volume, first, self.quarter_turns)
+        more_score = torch.cat([score[item, best].unsqueeze(1), more_score], dim=1)
+        last = more_score.argmax(1)
+        guess = Guess(
+            torch.cat([guess.rotation[item, best].unsqueeze(1), more.rotation], dim=1)[item, last],
+            torch.cat([guess.center_mm[item, best].unsqueeze(1), more.center_mm], 1)[item, last],
+            torch.cat([guess.side_mm[item, best].unsqueeze(1), more.side_mm], dim=1)[item, last],
+        )
+        guess = Guess(
+            guess.rotation.unsqueeze(1), guess.center_mm.unsqueeze(1), guess.side_mm.unsqueeze(1)
+        )
+        guess, _ = self.correct(volume, guess, True)
+        guess, score = self.correct(volume, guess, True)
+        return guess, score[:, 0].sigmoid(), place
+
+    def settle(self, volume: Tensor, start: Guess, turns: Tensor) -> tuple[Guess, Tensor]:
+        """Every pose of ``start`` turned by each of ``turns`` (t, 3, 3), corrected twice: n * t.
+
+        The score is that of the poses after the first correction.
+        """
+        rotation = start.rotation.unsqueeze(2) @ turns.to(start.rotation.dtype)
+        guess = Guess(
+            rotation.flatten(1, 2),
+            start.center_mm.repeat_interleave(turns.shape[0], dim=1),
+            # no brain is smaller, and an empty mask has a cube of 1 mm
+            start.side_mm.repeat_interleave(turns.shape[0], dim=1).clamp(min=self.least_side_mm),
+        )
+        guess, _ = self.correct(volume, guess, False)
+        return self.correct(volume, guess, False)
+
+    def correct(self, volume: Tensor, guess: Guess, mirrored: bool) -> tuple[Guess, Tensor]:
+        """Better poses by the landmarks in the cubes of ``guess``, and how well those were in line.
+
+        With ``mirrored`` the mirror images of the cubes count as well: left and right are then
+        treated alike.
+        """
+        assert self.landmarks is not None
+        cubes = crop_turned_cubes(
+            volume,
+            guess.center_mm,
+            guess.side_mm,
+            guess.rotation,
+            self.landmarks.crop_size,
+            self.spacing_mm,
+        )
+        count = cubes.shape[0]
+        if mirrored:
+            cubes = torch.cat([cubes, cubes.flip(2)])
+        found = self.landmarks(cubes)
+        point, size, score = found.point, found.size, found.score
+        if mirrored:
+            # the mirror image of the left eye is a right eye
+            back = point[count:].index_select(1, torch.tensor([0, 2, 1], device=point.device))
+            back = back * torch.tensor([-1.0, 1.0, 1.0], dtype=point.dtype, device=point.device)
+            point = (point[:count] + back) / 2
+            size = (size[:count] + size[count:]) / 2
+            score = (score[:count] + score[count:]) / 2
+        shape = [guess.side_mm.shape[0], guess.side_mm.shape[1]]
+        point = point.unflatten(0, shape)
+        turn = landmark_frame(point[:, :, 0], point[:, :, 1], point[:, :, 2])
+        moved = (guess.rotation @ point[:, :, 0].unsqueeze(-1)).squeeze(-1)
+        better = Guess(
+            nearest_rotation(guess.rotation @ turn),
+            guess.center_mm + guess.side_mm.unsqueeze(-1) * moved,
+            guess.side_mm * size.unflatten(0, shape).exp(),
+        )
+        return better, score.unflatten(0, shape)
 
     def brain(self, mask: Tensor, place: Tensor) -> Tensor:
         """Largest component of ``mask`` (batch, 1, x, y, z) within the ball around ``place``."""

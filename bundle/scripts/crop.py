@@ -72,6 +72,19 @@ def densest_place(
     return torch.stack([plane, row - plane * ny, place - row * nz], dim=1), density
 
 
+def center_of_mass(weights: Tensor) -> Tensor:
+    """Voxel coordinates (batch, 3) of the centre of ``weights`` (batch, 1, x, y, z) >= 0.
+
+    Zero for weights that are zero everywhere.
+    """
+    total = weights.sum([1, 2, 3, 4]).clamp(min=1e-12)
+    center = []
+    for profile in (weights.sum([1, 3, 4]), weights.sum([1, 2, 4]), weights.sum([1, 2, 3])):
+        position = torch.arange(profile.shape[1], device=weights.device, dtype=weights.dtype)
+        center.append(profile @ position / total)
+    return torch.stack(center, dim=1)
+
+
 def ball(center: Tensor, shape: list[int], spacing_mm: float, radius_mm: float = 56.0) -> Tensor:
     """Ball around the voxel ``center`` (batch, 3) of each volume -> (batch, 1, x, y, z) bool.
 
@@ -105,7 +118,9 @@ def window(volume: Tensor, start: Tensor, shape: list[int]) -> Tensor:
     return part.movedim(-1, 1) * known.unsqueeze(1)
 
 
-def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tensor]:
+def brain_box(
+    brain: Tensor, spacing_mm: float, fill: float, dtype: torch.dtype = torch.float32
+) -> tuple[Box, Tensor]:
     """Cube around a brain mask ``(batch, 1, x, y, z)``, and the mask's volume in ml (batch,).
 
     The centre is the centre of mass. The side is the diameter of the sphere of the mask's volume,
@@ -113,7 +128,7 @@ def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tenso
     same length, but changes as the head turns and with every stray voxel.) An empty mask gives a
     volume of 0 and a cube of 1 mm at the origin.
     """
-    weights = brain[:, 0].float()
+    weights = brain[:, 0].to(dtype)
     count = weights.sum([1, 2, 3])
     present = count.clamp(min=1)
     profiles = [weights.sum([2, 3]), weights.sum([1, 3]), weights.sum([1, 2])]
@@ -128,6 +143,27 @@ def brain_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tenso
     return Box(torch.stack(center, dim=1), side), volume_mm3 / 1000
 
 
+def cube_cells(
+    size: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Middles (size, size, size, 3) of the cells of a cube of side 1 around the origin."""
+    cells = (torch.arange(size, device=device, dtype=dtype) + 0.5) / size - 0.5
+    return torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1)
+
+
+def sample(volume: Tensor, points_mm: Tensor, spacing_mm: float) -> Tensor:
+    """``volume`` (batch, channels, x, y, z) at ``points_mm`` (batch, a, b, c, 3), trilinearly.
+
+    Points are in the grid frame; outside the volume is zero. -> (batch, channels, a, b, c)
+    """
+    x, y, z = points_mm.unbind(-1)
+    half = 0.5 * spacing_mm
+    nx, ny, nz = volume.shape[2], volume.shape[3], volume.shape[4]
+    # grid_sample names the last array axis first
+    grid = torch.stack([z / (half * nz), y / (half * ny), x / (half * nx)], dim=-1)
+    return functional.grid_sample(volume, grid, padding_mode="zeros", align_corners=False)
+
+
 def crop_cube(
     volume: Tensor, box: Box, size: int, spacing_mm: float, turn: Tensor | None = None
 ) -> Tensor:
@@ -137,15 +173,30 @@ def crop_cube(
     ``turn`` (3, 3) the cube is turned about its centre: its axes are the columns.
     """
     dtype = volume.dtype
-    cells = (torch.arange(size, device=volume.device, dtype=dtype) + 0.5) / size - 0.5
-    points = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1)
+    points = cube_cells(size, dtype, volume.device)
     if turn is not None:
         points = points @ turn.to(points).mT
     side, center = box.side_mm.to(dtype), box.center_mm.to(dtype)
     points = side.view(-1, 1, 1, 1, 1) * points + center.view(-1, 1, 1, 1, 3)
-    x, y, z = points.unbind(-1)
-    half = 0.5 * spacing_mm
-    nx, ny, nz = volume.shape[2], volume.shape[3], volume.shape[4]
-    # grid_sample names the last array axis first
-    points = torch.stack([z / (half * nz), y / (half * ny), x / (half * nx)], dim=-1)
-    return functional.grid_sample(volume, points, padding_mode="zeros", align_corners=False)
+    return sample(volume, points, spacing_mm)
+
+
+def crop_turned_cubes(
+    volume: Tensor,
+    center_mm: Tensor,
+    side_mm: Tensor,
+    rotation: Tensor,
+    size: int,
+    spacing_mm: float,
+) -> Tensor:
+    """Several cubes of every volume, each turned its own way.
+
+    Centres (batch, n, 3), sides (batch, n) and rotations (batch, n, 3, 3), whose columns are the
+    axes of the cubes -> (batch * n, channels, size, size, size), those of one volume side by side.
+    """
+    cells = cube_cells(size, volume.dtype, volume.device).flatten(0, 2)
+    points = side_mm[:, :, None, None] * (cells @ rotation.mT) + center_mm.unsqueeze(2)
+    n = side_mm.shape[1]
+    points = points.reshape(volume.shape[0], n * size, size, size, 3)
+    cubes = sample(volume, points, spacing_mm)
+    return cubes.unflatten(2, (n, size)).movedim(2, 1).flatten(0, 1)

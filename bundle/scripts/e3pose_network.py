@@ -88,7 +88,7 @@ class E3PoseNet(nn.Module):
         min_brain_ml: float = 10.0,
     ) -> None:
         super().__init__()
-        self.localizer, self.rotation = localizer, rotation
+        self.localizer, self.rotation, self.landmarks = localizer, rotation, None
         self.spacing_mm = float(spacing_mm)
         self.crop_size, self.crop_fill = crop_size, crop_fill
         self.min_brain_ml = min_brain_ml
@@ -116,12 +116,15 @@ class E3PoseNet(nn.Module):
         label = (BRAIN * brain + EYES * (label == EYES)).to(torch.uint8)
         return Prediction(pose, confidence, volume_ml, label)
 
-    def forward(self, volume: Tensor, box: Box | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, volume: Tensor, box: Box | None = None, cubes: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, None]:
         """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
 
         With ``box``, the cubes around the reference brains, what training needs instead: the
-        localizer's logits and the field of axes in those cubes.
+        localizer's logits and the field of axes in those cubes. ``cubes`` are for networks with
+        landmarks, which this one has not.
         """
         if box is None:
             return self.predict(volume).head_to_grid
-        return self.localizer(volume), self.axis_field(volume, box)
+        return self.localizer(volume), self.axis_field(volume, box), None

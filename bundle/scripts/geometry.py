@@ -60,6 +60,26 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def axis_angle_to_rotation(axis: Tensor, angle_deg: Tensor) -> Tensor:
+    """Right-handed rotation (..., 3, 3) by degrees (...) about an axis (..., 3) of any length."""
+    half = torch.deg2rad(angle_deg.to(axis))[..., None] / 2
+    unit = torch.nn.functional.normalize(axis, dim=-1)
+    return quaternion_to_rotation(torch.cat([torch.cos(half), torch.sin(half) * unit], dim=-1))
+
+
+def half_turns() -> Tensor:
+    """(4, 3, 3) float32: the identity, and half a turn about x, about y and about z."""
+    signs = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    return torch.diag_embed(signs)
+
+
+def quarter_turns() -> Tensor:
+    """(6, 3, 3) float32: a quarter turn about x, y and z, either way."""
+    about = (rotation_about_x, rotation_about_y, rotation_about_z)
+    turns = [rotate(angle_deg) for rotate in about for angle_deg in (90.0, -90.0)]
+    return torch.stack(turns).round().float()
+
+
 def spread_rotations(number: int) -> Tensor:
     """``number`` rotations (number, 3, 3) float64 spread evenly over SO(3); the first is identity.
 
@@ -260,8 +280,23 @@ def landmarks_to_pose(brain: Tensor, left_eye: Tensor, right_eye: Tensor) -> Ten
             f"brain {brain.tolist()}, left eye {left_eye.tolist()} and right eye "
             f"{right_eye.tolist()} lie on one line: no pose follows from them"
         )
+    return rigid(landmark_frame(brain, left_eye, right_eye), brain)
+
+
+def landmark_frame(
+    brain: Tensor,
+    left_eye: Tensor,
+    right_eye: Tensor,
+    eyes_below_deg: float = EYES_BELOW_HORIZONTAL_DEG,
+) -> Tensor:
+    """Rotation (..., 3, 3) of ``landmarks_to_pose``; no frame, but finite, for collinear landmarks.
+
+    The columns are the head's right, anterior and superior axes in the landmarks' frame.
+    """
+    right = right_eye - left_eye
+    forward = (left_eye + right_eye) / 2 - brain
+    up = torch.nn.functional.normalize(torch.linalg.cross(right, forward), dim=-1)
     forward = torch.nn.functional.normalize(forward, dim=-1)
-    up = torch.nn.functional.normalize(up, dim=-1)
     frame = torch.stack([torch.linalg.cross(forward, up), forward, up], dim=-1)
-    pitch = rotation_about_x(EYES_BELOW_HORIZONTAL_DEG).to(frame)
-    return rigid(frame @ pitch, brain)
+    below_deg = torch.tensor(eyes_below_deg, dtype=frame.dtype, device=frame.device)
+    return frame @ rotation_about_x(below_deg)

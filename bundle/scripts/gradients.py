@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from ignite.engine import Engine
 from monai.engines import IterationEvents
 from torch import nn
 
 logger = logging.getLogger(__name__)
+
+
+def parameter_groups(
+    network: nn.Module, lr: Mapping[str, float], weight_decay: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer, one for each part of a network that it has.
+
+    Parameters
+    ----------
+    lr : learning rate by the part's name
+    weight_decay : the same, 0 for parts that are not named
+    """
+    parts = dict(network.named_children())
+    return [
+        {
+            "params": list(parts[name].parameters()),
+            "lr": rate,
+            "weight_decay": weight_decay.get(name, 0.0),
+        }
+        for name, rate in lr.items()
+        if name in parts
+    ]
 
 
 class ClipGradients:

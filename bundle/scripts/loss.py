@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .crop import cube_cells
 from .distributed import mean
+from .landmarks import Landmarks
 
 BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
 
@@ -69,14 +71,21 @@ class SegmentationLoss(nn.Module):
     Parameters
     ----------
     class_weights : of the cross entropy, for background, brain, eyes (1, 8, 2 in E(3)-Pose)
+    reduction : "none", or "mean" over the batch
 
-    Shapes: logits ``(batch, 3, x, y, z)`` and label ``(batch, 1, x, y, z)`` -> loss ``(batch,)``.
+    Shapes: logits ``(batch, 3, x, y, z)`` and label ``(batch, 1, x, y, z)`` -> loss ``(batch,)``,
+    or a scalar.
     """
 
     class_weights: Tensor
 
-    def __init__(self, class_weights: Sequence[float] = (1.0, 8.0, 2.0)) -> None:
+    def __init__(
+        self, class_weights: Sequence[float] = (1.0, 8.0, 2.0), reduction: str = "none"
+    ) -> None:
         super().__init__()
+        if reduction not in ("none", "mean"):
+            raise ValueError(f'reduction must be "none" or "mean", got {reduction!r}')
+        self.reduction = reduction
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -99,17 +108,75 @@ class SegmentationLoss(nn.Module):
         overlap = (foreground * onehot).sum(2)
         dice = 1 - (2 * overlap + 1e-5) / (foreground.sum(2) + onehot.sum(2) + 1e-5)
         present = torch.stack(has, dim=1).to(dice.dtype)
-        return entropy + (dice * present).sum(1) / 2
+        loss = entropy + (dice * present).sum(1) / 2
+        return loss.mean() if self.reduction == "mean" else loss
+
+
+class LandmarkLoss(nn.Module):
+    """Loss of ``landmarks.LandmarkNet`` on cubes; what the reference does not know does not count.
+
+    Distance of the points + cross entropy of the heat maps against Gaussians around the reference +
+    absolute error of the size + binary cross entropy of the score.
+
+    Parameters
+    ----------
+    point_weight, heatmap_weight, size_weight, score_weight : weights of the terms
+    sigma : standard deviation of the Gaussians, in sides of the cube
+
+    The target has ``crop_point`` (batch, 3, 3), ``crop_size`` (batch,) and ``crop_aligned``
+    (batch,), NaN where unknown, as ``head_crops.RandHeadCropsd`` makes them. Returns a scalar.
+    """
+
+    def __init__(
+        self,
+        point_weight: float = 15.0,
+        heatmap_weight: float = 0.3,
+        size_weight: float = 2.0,
+        score_weight: float = 1.0,
+        sigma: float = 0.045,
+    ) -> None:
+        super().__init__()
+        self.point_weight, self.heatmap_weight = point_weight, heatmap_weight
+        self.size_weight, self.score_weight = size_weight, score_weight
+        self.sigma = sigma
+
+    def forward(self, found: Landmarks, target: Mapping[str, Tensor]) -> Tensor:
+        point = target["crop_point"].float()
+        known = ~point.isnan().any(2)
+        point = torch.where(known[..., None], point, 0.0)
+        distance = (found.point.float() - point).square().sum(2).add(1e-8).sqrt()
+        heatmap = found.heatmap.float().flatten(2)
+        cells = cube_cells(found.heatmap.shape[-1], device=point.device).flatten(0, 2)
+        squares = (cells - point[:, :, None]).square().sum(-1)
+        there = torch.softmax(-squares / (2 * self.sigma**2), dim=-1)
+        entropy = -(there * heatmap.log_softmax(2)).sum(2)
+        size, aligned = target["crop_size"].float(), target["crop_aligned"].float()
+        size_error = (found.size.float() - size.nan_to_num()).abs()
+        score = functional.binary_cross_entropy_with_logits(
+            found.score.float(), aligned.nan_to_num(), reduction="none"
+        )
+        return (
+            self.point_weight * _mean_where(distance, known)
+            + self.heatmap_weight * _mean_where(entropy, known)
+            + self.size_weight * _mean_where(size_error, ~size.isnan())
+            + self.score_weight * _mean_where(score, ~aligned.isnan())
+        )
+
+
+def _mean_where(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of those that count, 0 if none does; in several processes that of the whole batch."""
+    number = mean(counts.float().sum())
+    return (values * counts).sum() / number.clamp(min=1e-6)
 
 
 class HeadPoseLoss(nn.Module):
-    """Sum of both losses; items without a head or without a label skip the part they lack.
+    """Sum of the losses; items without a head or without a label skip the part they lack.
 
-    Localizer and E3CNN share no parameters, so the sum trains each as if alone.
+    Localizer, E3CNN and LandmarkNet share no parameters, so the sum trains each as if alone.
 
-    The prediction is ``(logits, field)`` as HeadPoseNet gives it in training. The target has
-    ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and ``has_head`` (batch,), 1
-    or 0. Returns a scalar, the mean over the items with a head and over all items. In several
+    The prediction is ``(logits, field, landmarks)`` as HeadPoseNet gives it in training; landmarks
+    may be None. The target has ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and
+    ``has_head`` (batch,), 1 or 0, and what ``LandmarkLoss`` needs. Returns a scalar, the mean over the items with a head and over all items. In several
     processes the mean over their losses is that of the whole batch, although some of them see
     more heads than others; all of them must call.
     """
@@ -121,18 +188,26 @@ class HeadPoseLoss(nn.Module):
         voxel_weight: float = 0.25,
         pooled_weight: float = 1.0,
         class_weights: Sequence[float] = (1.0, 8.0, 2.0),
+        landmark_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.rotation_weight = rotation_weight
         self.segmentation_weight = segmentation_weight
+        self.landmark_weight = landmark_weight
+        self.landmarks = LandmarkLoss()
         self.rotation = AxisFieldLoss(voxel_weight, pooled_weight)
         self.segmentation = SegmentationLoss(class_weights)
 
-    def forward(self, prediction: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-        logits, field = prediction
+    def forward(
+        self, prediction: tuple[Tensor, Tensor, Landmarks | None], target: Mapping[str, Tensor]
+    ) -> Tensor:
+        logits, field, landmarks = prediction
         has_head = target["has_head"].to(torch.float32)
         rotation = self.rotation(field, target["head_to_grid"][:, :3, :3].to(torch.float32))
         heads = mean(has_head.sum())  # in each process; 0 only where no process has one
         rotation = (rotation * has_head).sum() / heads.clamp(min=1e-6)
         segmentation = self.segmentation(logits, target["label"])
-        return self.rotation_weight * rotation + self.segmentation_weight * segmentation.mean()
+        total = self.rotation_weight * rotation + self.segmentation_weight * segmentation.mean()
+        if landmarks is not None:
+            total = total + self.landmark_weight * self.landmarks(landmarks, target)
+        return total

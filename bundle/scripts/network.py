@@ -14,6 +14,7 @@ from .chain import PoseChain, Prediction, pool_axes
 from .crop import Box, crop_cube
 from .frozen import DirectConv, FrozenBlock, FrozenE3CNN
 from .geometry import spread_rotations
+from .landmarks import LandmarkNet, Landmarks
 from .localizer import Localizer
 from .steerable import (
     AveragePool,
@@ -189,7 +190,7 @@ class E3CNN(nn.Module):
 
 
 class HeadPoseNet(PoseChain):
-    """The whole chain from volume to pose: localizer, crop, rotation network, frame.
+    """The whole chain from volume to pose: localizer, crop, rotation network, frame, landmarks.
 
     Parameters
     ----------
@@ -208,6 +209,8 @@ class HeadPoseNet(PoseChain):
         not hang on the localizer
     turns : lattices on which the crop is sampled at inference; all their fields are pooled. More
         of them take more of the lattice out of the pose, at the cost of the rotation network.
+    landmarks : network that corrects the pose, a ``LandmarkNet``, or None (see ``PoseChain``)
+    min_confidence : with landmarks, less confidence counts as "no head"
 
     Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of
     ``spacing_mm``, intensities scaled to [0, 1].
@@ -224,6 +227,8 @@ class HeadPoseNet(PoseChain):
         localizer_channels: Sequence[int] = (16, 16, 32, 64, 64, 16),
         maps_dropout: float = 0.25,
         turns: int = 4,
+        landmarks: LandmarkNet | None = None,
+        min_confidence: float = 0.0,
     ) -> None:
         rotation = E3CNN(in_channels=3) if rotation is None else rotation
         super().__init__(
@@ -236,6 +241,8 @@ class HeadPoseNet(PoseChain):
             crop_fill=crop_fill,
             min_brain_ml=min_brain_ml,
             min_density=min_density,
+            landmarks=landmarks,
+            min_confidence=min_confidence,
         )
         self.maps_dropout = maps_dropout
         self.is_frozen = False
@@ -269,6 +276,8 @@ class HeadPoseNet(PoseChain):
             self.crop_fill,
             self.min_brain_ml,
             self.min_density,
+            copy.deepcopy(self.landmarks),
+            self.min_confidence,
         ).eval()
 
     def __prepare_scriptable__(self) -> PoseChain:
@@ -307,15 +316,19 @@ class HeadPoseNet(PoseChain):
         return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
 
     def forward(  # type: ignore[override]
-        self, volume: Tensor, box: Box | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, volume: Tensor, box: Box | None = None, cubes: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Landmarks | None]:
         """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
 
         With ``box``, the cubes around the reference brains, what training needs instead: the
-        localizer's logits and the field of axes in those cubes. One entry for both, because
-        DistributedDataParallel sees calls of ``forward`` only.
+        localizer's logits, the field of axes in those cubes, and the landmarks in ``cubes``
+        (n, 1, S, S, S). One entry for both, because DistributedDataParallel sees calls of
+        ``forward`` only.
         """
         if box is None:
             return super().forward(volume)
         logits = self.localize(volume)
-        return logits, self.axis_field(volume, logits, box)
+        field = self.axis_field(volume, logits, box)
+        if self.landmarks is None or cubes is None:
+            return logits, field, None
+        return logits, field, self.landmarks(cubes)

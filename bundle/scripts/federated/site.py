@@ -29,7 +29,7 @@ from ..datasets import datalist
 logger = logging.getLogger(__name__)
 
 BUNDLE_ROOT = Path(__file__).parents[2]
-PARTS = ("localizer", "rotation")
+PARTS = ("localizer", "rotation", "landmarks")
 SHARES = ("all", *PARTS)
 BEST, LAST, HISTORY = "model.pt", "last.pt", "rounds.json"
 # what a federation decides; a site's own settings or a job's overrides may not

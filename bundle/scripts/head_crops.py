@@ -1,0 +1,245 @@
+"""Random cubes near the head, in and out of line with it: what LandmarkNet is trained on.
+
+The frames are those of geometry.py; "cube" has the axes of the cube, lengths in sides, and its
+origin in the cube's middle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, MapTransform, Randomizable
+from monai.utils import convert_to_tensor
+from torch import Tensor
+from torch.nn import functional
+
+from .crop import brain_box, cube_cells, sample
+from .geometry import (
+    axis_angle_to_rotation,
+    geodesic_deg,
+    half_turns,
+    head_to_grid,
+    landmark_frame,
+    quaternion_to_rotation,
+    voxel_to_grid,
+)
+from .loss import BRAIN, EYES
+from .transforms import TYPICAL_BRAIN_MM, Data, world_pose
+
+ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0  # between them a cube is neither
+
+
+class HeadLandmarksd(MapTransform):
+    """Add what the reference says of the head, in the grid frame of a volume on the working grid.
+
+    ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
+    label does not show both. ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
+    brain as ``HeadBoxd`` has it, or one of typical size around the pose's origin. All NaN for a
+    volume without a head.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        label_key: str = "label",
+        spacing_mm: float = 4.0,
+        fill: float = 0.6,
+    ) -> None:
+        super().__init__([image_key, label_key])
+        self.image_key, self.label_key = image_key, label_key
+        self.spacing_mm, self.fill = spacing_mm, fill
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        image, label = d[self.image_key], d[self.label_key].as_tensor()
+        pose = world_pose(d)
+        landmarks, center = torch.full((3, 3), torch.nan), torch.full((3,), torch.nan)
+        side = torch.tensor(torch.nan)
+        if pose is not None:
+            head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
+            landmarks[0] = head[:3, 3]
+            landmarks[1:] = _eyes(label, head, self.spacing_mm)
+            center, side = landmarks[0], torch.tensor(TYPICAL_BRAIN_MM / self.fill)
+            if (label == BRAIN).any():
+                box, _ = brain_box((label == BRAIN)[None], self.spacing_mm, self.fill)
+                center, side = box.center_mm[0], box.side_mm[0]
+        d.update(landmarks_mm=landmarks, brain_mm=center, brain_side_mm=side)
+        return d
+
+
+def _eyes(label: Tensor, head: Tensor, spacing_mm: float) -> Tensor:
+    """Middles (2, 3) of the labelled eyes left and right of the head's midline; NaN unless both."""
+    to_grid = voxel_to_grid(label.shape[1:], spacing_mm)
+    points = (label[0] == EYES).nonzero().double() @ to_grid[:3, :3].T + to_grid[:3, 3]
+    lateral = (points - head[:3, 3]) @ head[:3, 0]
+    return torch.stack([points[lateral < 0].mean(0), points[lateral > 0].mean(0)]).float()
+
+
+class RandHeadCropsd(Randomizable, MapTransform):
+    """Add random cubes of a volume, and where the landmarks are in them.
+
+    Heads grow, shrink, bend and are mirrored; cubes stand near the head and nearly in line with
+    it, or far out of line, or elsewhere in the volume. After ``HeadLandmarksd``.
+
+    Adds, for ``crops`` cubes: ``crop`` (crops, 1, size, size, size), ``crop_point`` (crops, 3, 3)
+    with the landmarks in sides of the cube and NaN for unknown ones, ``crop_size`` (crops,), the
+    log of the side of the right cube over that of this one, NaN where no brain is there, and
+    ``crop_aligned`` (crops,): 1, 0, or NaN where neither can be said.
+
+    Parameters
+    ----------
+    transforms : random transforms of dictionaries with the "image" (1, size, size, size) of one
+        cube and its "head_to_grid", the identity
+    angle_deg : largest angle between cube and head, uniform, about a uniform axis
+    turned_prob : probability of a cube that is half a turn about an axis of the head (and another
+        random angle) out of line, or anyhow
+    elsewhere_prob : probability of a cube somewhere in the volume
+    shift : standard deviation of the cube's centre along each axis, in sides
+    scale : range of the factor of the cube's side, log-uniform up to this and down to its inverse
+    stretch : the same for the head along each of its axes
+    mirror_prob : probability of a mirrored head
+    bend_prob, bend_mm : probability of a smooth random displacement; its standard deviation is
+        uniform up to this
+    motion_prob, motion_mm : the same for a displacement of every slice of a random orientation
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Any] = (),
+        crops: int = 4,
+        size: int = 32,
+        angle_deg: float = 60.0,
+        turned_prob: float = 0.4,
+        elsewhere_prob: float = 0.08,
+        shift: float = 0.06,
+        scale: float = 1.35,
+        stretch: float = 1.2,
+        mirror_prob: float = 0.5,
+        bend_prob: float = 0.7,
+        bend_mm: float = 3.0,
+        motion_prob: float = 0.3,
+        motion_mm: float = 2.5,
+        spacing_mm: float = 4.0,
+        image_key: str = "image",
+    ) -> None:
+        MapTransform.__init__(self, [image_key])
+        self.transforms = Compose(transforms)
+        self.crops, self.angle_deg = crops, angle_deg
+        self.turned_prob, self.elsewhere_prob = turned_prob, elsewhere_prob
+        self.shift, self.scale, self.stretch = shift, scale, stretch
+        self.mirror_prob, self.spacing_mm = mirror_prob, spacing_mm
+        self.bend_prob, self.bend_mm = bend_prob, bend_mm
+        self.motion_prob, self.motion_mm = motion_prob, motion_mm
+        self.cells = cube_cells(size, torch.float32)
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> RandHeadCropsd:
+        super().set_random_state(seed, state)
+        self.transforms.set_random_state(int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        d = dict(data)
+        made = [self._crop(d) for _ in range(self.crops)]
+        for k, name in enumerate(("crop", "crop_point", "crop_size", "crop_aligned")):
+            d[name] = torch.stack([each[k] for each in made])
+        return d
+
+    def _crop(self, d: Data) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        image = d[self.keys[0]].as_tensor().float()
+        landmarks, center, side = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
+        nowhere = bool(side.isnan())
+        elsewhere = nowhere or self.R.uniform() < self.elsewhere_prob
+        if nowhere:
+            center = torch.zeros(3)
+            side = torch.tensor(TYPICAL_BRAIN_MM / 0.6)
+        axes, heads = head_frame(landmarks, d, self.spacing_mm)
+        warp = self._warp()
+        # the head's own coordinates, in which everything below counts
+        points = (landmarks - heads) @ axes / warp
+        brain = (center - heads) @ axes / warp
+        right = torch.eye(3)
+        if warp[0] < 0:
+            points = points[[0, 2, 1]]
+        if not points.isnan().any():
+            # stretching moves the eyes, and the frame is the one that they span
+            right = landmark_frame(points[0], points[1], points[2])
+        turn = right @ self._turn()
+        angle = geodesic_deg(right, turn)
+        grow = float(np.exp(self.R.uniform(-1, 1) * math.log(self.scale)))
+        cube_side = side * grow
+        middle = brain + side * torch.from_numpy(self.R.normal(size=3) * self.shift).float()
+        if elsewhere:
+            half = torch.tensor(image.shape[1:]) * self.spacing_mm / 2
+            place = torch.from_numpy(self.R.uniform(-1, 1, 3)).float() * half
+            middle = (place - heads) @ axes / warp
+        lattice = self.cells * cube_side @ turn.T + middle
+        lattice = self._move(lattice)
+        crop = sample(image[None], (lattice * warp @ axes.T + heads)[None], self.spacing_mm)[0]
+        crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
+        point = (points - middle) @ turn / cube_side
+        size, aligned = torch.tensor(-math.log(grow)), torch.tensor(torch.nan)
+        far = (brain - middle).norm() > 0.4 * cube_side
+        if nowhere or far or angle > ASTRAY_DEG:
+            aligned = torch.tensor(0.0)
+        elif angle < ALIGNED_DEG and not elsewhere:
+            aligned = torch.tensor(1.0)
+        if elsewhere or angle > 75.0:  # so far out of line there is nothing to correct
+            point, size = torch.full_like(point, torch.nan), torch.tensor(torch.nan)
+        return convert_to_tensor(crop, torch.float32, track_meta=False), point, size, aligned
+
+    def _warp(self) -> Tensor:
+        """Factors (3,) along the head's axes; the first is negative for a mirrored head."""
+        warp = np.exp(self.R.uniform(-1, 1, 3) * math.log(self.stretch))
+        if self.R.uniform() < self.mirror_prob:
+            warp[0] *= -1
+        return torch.from_numpy(warp).float()
+
+    def _turn(self) -> Tensor:
+        """Rotation from the cube to the head's frame."""
+        draw, flip = self.R.uniform(), self.R.uniform()
+        axis, angle = self.R.normal(size=3), self.R.uniform(0, self.angle_deg)
+        turn = axis_angle_to_rotation(torch.from_numpy(axis), torch.tensor(angle))
+        if draw < self.turned_prob:
+            if flip < 0.6:
+                turn = half_turns()[self.R.randint(1, 4)].double() @ turn
+            else:
+                turn = quaternion_to_rotation(torch.from_numpy(self.R.normal(size=4)))
+        return turn.float()
+
+    def _move(self, lattice: Tensor) -> Tensor:
+        if self.R.uniform() < self.bend_prob:
+            nodes = self.R.normal(size=(1, 3, 5, 5, 5)) * self.R.uniform(0, self.bend_mm)
+            bend = functional.interpolate(
+                torch.from_numpy(nodes).float(),
+                size=lattice.shape[:3],
+                mode="trilinear",
+                align_corners=True,
+            )
+            lattice = lattice + bend[0].movedim(0, -1)
+        if self.R.uniform() < self.motion_prob:
+            normal = functional.normalize(torch.from_numpy(self.R.normal(size=3)), dim=0)
+            number = (lattice @ normal.float() / self.spacing_mm).round().long()
+            number = number - number.min()
+            steps = self.R.normal(size=(int(number.max()) + 1, 3))
+            steps = torch.from_numpy(steps * self.R.uniform(0, self.motion_mm)).float()
+            lattice = lattice + steps[number]
+        return lattice
+
+
+def head_frame(landmarks: Tensor, d: Data, spacing_mm: float) -> tuple[Tensor, Tensor]:
+    """Axes (3, 3), in columns, and origin (3,) of the head in the grid frame, float32.
+
+    The identity for a volume without a head.
+    """
+    pose = world_pose(d)
+    if pose is None:
+        return torch.eye(3), torch.zeros(3)
+    image = d["image"]
+    head = head_to_grid(image.affine, image.shape[1:], spacing_mm, pose).float()
+    return head[:3, :3], head[:3, 3]

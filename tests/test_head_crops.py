@@ -1,0 +1,167 @@
+"""The cubes that LandmarkNet trains on: what they show is where they say it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, RandGaussianNoised
+
+from conftest import labelled_case
+from scripts.crop import brain_box
+from scripts.geometry import geodesic_deg, head_to_grid, landmark_frame, landmarks_to_pose
+from scripts.head_crops import HeadLandmarksd, RandHeadCropsd
+from scripts.transforms import LoadVolumed, ToWorkingGridd
+
+STILL = {
+    "turned_prob": 0.0,
+    "elsewhere_prob": 0.0,
+    "angle_deg": 0.0,
+    "shift": 0.0,
+    "scale": 1.0,
+    "stretch": 1.0,
+    "mirror_prob": 0.0,
+    "bend_prob": 0.0,
+    "motion_prob": 0.0,
+}
+
+
+@pytest.fixture
+def case(tmp_path):
+    """On the working grid; the image is replaced by blobs at the landmarks, 1, 2 and 3 high."""
+    entry = labelled_case(tmp_path)
+    d = Compose([LoadVolumed(keys=["image", "label"]), ToWorkingGridd()])(entry)
+    d = HeadLandmarksd()(d)
+    shape = d["image"].shape[1:]
+    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in shape]
+    points = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1)
+    blobs = torch.zeros(shape)
+    for height, landmark in enumerate(d["landmarks_mm"], start=1):
+        blobs += height * torch.exp(-0.5 * ((points - landmark) / 8).square().sum(-1))
+    d["image"] = MetaTensor(blobs[None], affine=d["image"].affine)
+    return d
+
+
+def crops(case, seed=0, transforms=(), **options):
+    make = RandHeadCropsd(transforms, **{"crops": 6, **options})
+    make.set_random_state(seed)
+    return make(case)
+
+
+def in_the_head(case, points):
+    pose = torch.tensor(case["head_to_world"], dtype=torch.float64)
+    head = head_to_grid(case["image"].affine, case["image"].shape[1:], 4.0, pose)
+    return (points.double() - head[:3, 3]) @ head[:3, :3]
+
+
+def test_landmarks_of_a_label(case):
+    """Those of ``labelled_case``: eyes at (-15, 34, -20) and (15, 34, -20) mm in the head frame."""
+    expected = torch.tensor([[0, 0, 0], [-15.0, 34, -20], [15.0, 34, -20]]).double()
+    found = in_the_head(case, case["landmarks_mm"])
+    torch.testing.assert_close(found, expected, atol=1.5, rtol=0)
+    box, _ = brain_box((case["label"].as_tensor() == 1)[None], 4.0, 0.6)
+    torch.testing.assert_close(case["brain_mm"], box.center_mm[0])
+    torch.testing.assert_close(case["brain_side_mm"], box.side_mm[0])
+
+
+def test_without_eyes_brain_or_head_nothing_is_made_up(case):
+    no_eyes = {**case, "label": case["label"] * (case["label"] != 2)}
+    assert HeadLandmarksd()(no_eyes)["landmarks_mm"].isnan().tolist() == [[False] * 3] + [
+        [True] * 3
+    ] * 2
+    unknown = {**case, "label": torch.full_like(case["label"], 255)}
+    found = HeadLandmarksd()(unknown)
+    assert found["brain_mm"].equal(found["landmarks_mm"][0])
+    assert found["brain_side_mm"].item() == pytest.approx(80 / 0.6)
+    no_head = HeadLandmarksd()({**case, "head_to_world": None})
+    for name in ("landmarks_mm", "brain_mm", "brain_side_mm"):
+        assert no_head[name].isnan().all()
+
+
+def heights(crop, points):
+    """Intensities of cubes (n, 1, S, S, S) at points (n, 3, 3) in sides."""
+    grid = (2 * points).flip(-1)[:, :, None, None]
+    return torch.nn.functional.grid_sample(crop, grid, align_corners=False)[:, 0, :, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        STILL,
+        {**STILL, "angle_deg": 60.0},
+        {**STILL, "shift": 0.05, "scale": 1.2},
+        {**STILL, "mirror_prob": 1.0, "angle_deg": 30.0},
+        {**STILL, "stretch": 1.25, "angle_deg": 30.0},
+    ],
+    ids=["still", "turned", "shifted", "mirrored", "stretched"],
+)
+def test_the_cubes_show_the_landmarks_where_they_say(case, options):
+    d = crops(case, **options)
+    found = heights(d["crop"], d["crop_point"])
+    left, right = (3, 2) if options["mirror_prob"] else (2, 3)
+    expected = torch.tensor([1.0, left, right])
+    torch.testing.assert_close(found, expected.expand(6, 3), atol=0.35, rtol=0)
+    # the mirror image of a left eye is a right one
+    frame = landmark_frame(*d["crop_point"].unbind(1))
+    assert (torch.linalg.det(frame) > 0.99).all()
+
+
+def test_a_cube_in_line_has_the_head_in_line(case):
+    d = crops(case, **STILL)
+    expected = landmarks_to_pose(*in_the_head(case, case["landmarks_mm"]))[:3, :3]
+    frame = landmark_frame(*d["crop_point"][0])
+    assert geodesic_deg(frame, torch.eye(3)).item() < 0.1
+    # of the frame that the eyes span, which is that of the pose up to the label's voxels
+    assert geodesic_deg(expected, torch.eye(3).double()).item() < 3
+    assert d["crop_size"].abs().max() < 1e-6
+    assert d["crop_aligned"].tolist() == [1.0] * 6
+
+
+def test_the_angle_is_that_between_cube_and_head(case):
+    d = crops(case, crops=60, **{**STILL, "angle_deg": 60.0})
+    frame = landmark_frame(*d["crop_point"].unbind(1))
+    angles = geodesic_deg(frame, torch.eye(3).expand_as(frame))
+    assert angles.max() < 61
+    assert angles.max() > 50
+    aligned = d["crop_aligned"]
+    assert (aligned[angles < 24.5] == 1).all()
+    assert (aligned[angles > 40.5] == 0).all()
+    assert aligned[(angles > 25.5) & (angles < 39.5)].isnan().all()
+
+
+def test_sizes_are_those_of_the_right_cube_over_this_one(case):
+    d = crops(case, **{**STILL, "scale": 1.3})
+    distance = (d["crop_point"][:, 1] - d["crop_point"][:, 0]).norm(dim=1)
+    still = crops(case, **STILL)["crop_point"]
+    expected = (still[:, 1] - still[:, 0]).norm(dim=1)
+    torch.testing.assert_close(d["crop_size"].exp(), distance / expected, atol=1e-3, rtol=1e-3)
+    assert d["crop_size"].std() > 0.05
+
+
+@pytest.mark.parametrize("options", [{"turned_prob": 1.0}, {"elsewhere_prob": 1.0}])
+def test_what_is_out_of_line_or_elsewhere_is_not_in_line(case, options):
+    d = crops(case, crops=40, **{**STILL, **options})
+    assert not (d["crop_aligned"] == 1).any()
+    if "turned_prob" in options:
+        assert (d["crop_aligned"] == 0).float().mean() > 0.9
+    else:
+        assert d["crop_point"].isnan().all()
+        assert d["crop_size"].isnan().all()
+
+
+def test_a_volume_without_a_head_teaches_what_is_none(case):
+    d = crops(HeadLandmarksd()({**case, "head_to_world": None}))
+    assert d["crop_aligned"].tolist() == [0.0] * 6
+    assert d["crop_point"].isnan().all()
+    assert d["crop"].isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_cubes(case):
+    noise = [RandGaussianNoised(keys="image", prob=1.0, std=0.1)]
+    first, second = (crops(case, 7, noise) for _ in range(2))
+    for name in ("crop", "crop_point", "crop_size", "crop_aligned"):
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not crops(case, 8, noise)["crop"].equal(first["crop"])
+    assert not crops(case, 7)["crop"].equal(first["crop"])
+    assert type(first["crop"]) is torch.Tensor
