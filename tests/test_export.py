@@ -14,6 +14,7 @@ from torch.nn import functional
 from conftest import BUNDLE, labelled_case, save_nifti
 from scripts.export import export_program, write_onnx, write_pt2
 from scripts.frozen import DirectConv, MatrixConv, TiledConv, convolution
+from scripts.landmarks import LandmarkNet
 from scripts.network import E3CNN, HeadPoseNet
 from scripts.phantom import make_phantom
 from scripts.transforms import LoadVolumed, ToWorkingGridd
@@ -40,6 +41,7 @@ def tiny_chain():
         min_brain_ml=0.0,
         min_density=0.0,
         turns=2,
+        landmarks=LandmarkNet((8, 8, 8, 8), crop_size=16),
     )
     # brain wherever the volume is bright, so that there is something to turn
     net.localizer.final_conv.bias.data[8:16] += 0.3

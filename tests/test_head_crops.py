@@ -67,9 +67,10 @@ def test_landmarks_of_a_label(case):
 
 def test_without_eyes_brain_or_head_nothing_is_made_up(case):
     no_eyes = {**case, "label": case["label"] * (case["label"] != 2)}
-    assert HeadLandmarksd()(no_eyes)["landmarks_mm"].isnan().tolist() == [[False] * 3] + [
-        [True] * 3
-    ] * 2
+    assert (
+        HeadLandmarksd()(no_eyes)["landmarks_mm"].isnan().tolist()
+        == [[False] * 3] + [[True] * 3] * 2
+    )
     unknown = {**case, "label": torch.full_like(case["label"], 255)}
     found = HeadLandmarksd()(unknown)
     assert found["brain_mm"].equal(found["landmarks_mm"][0])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scripts.crop import Box
-from scripts.geometry import geodesic_deg, landmark_frame, landmarks_to_pose
+from scripts.geometry import axis_angle_to_rotation, geodesic_deg, landmark_frame, landmarks_to_pose
 from scripts.landmarks import Landmarks
 from scripts.network import HeadPoseNet
 from symmetry import SYMMETRIES, move_voxels
@@ -147,27 +147,16 @@ def test_landmarks_correct_whatever_the_rotation_network_says(chain):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reach", [50.0])
-def test_half_and_quarter_turns_widen_the_reach(reach, chain, monkeypatch):
+@pytest.mark.parametrize("angle_deg", [180.0, 90.0])
+def test_turns_widen_the_reach(angle_deg, chain):
     """A network that sees little out of line still finds a head that is upside down, or lies."""
-    for angle_deg, turns in ((180.0, "half_turns"), (90.0, "quarter_turns")):
-        about = torch.tensor([1.0, 0.0, 0.0])
-        turn = landmark_turn(about, angle_deg)
-        pose = (turn @ truth().T, torch.tensor([4.0, -3.0, 5.0]))
-        volume = volume_of(pose)
-        net = chain(torch.eye(3), Seeing(reach))
-        found = net.predict(volume)
-        angles, _ = errors(found.head_to_grid, [(turn, pose[1])])
-        assert angles.item() < 3, turns
-        setattr(net, turns, torch.eye(3)[None])  # without them it does not
-        angles, _ = errors(net.predict(volume).head_to_grid, [(turn, pose[1])])
-        assert angles.item() > 60, turns
-
-
-def landmark_turn(axis, angle_deg):
-    from scripts.geometry import axis_angle_to_rotation
-
-    return axis_angle_to_rotation(axis, torch.tensor(angle_deg))
+    turn = axis_angle_to_rotation(torch.tensor([1.0, 0.0, 0.0]), torch.tensor(angle_deg))
+    pose = (turn @ truth().T, torch.tensor([4.0, -3.0, 5.0]))
+    net = chain(torch.eye(3), Seeing(reach=50.0))
+    for turns, right in ((net.turns, True), (torch.eye(3)[None], False)):
+        net.turns = turns
+        angles, _ = errors(net.predict(volume_of(pose)).head_to_grid, [(turn, pose[1])])
+        assert (angles.item() < 3) == right
 
 
 @torch.no_grad()
@@ -222,6 +211,26 @@ def test_the_head_is_where_the_landmarks_say_so(chain):
 
 
 @torch.no_grad()
+def test_a_place_where_no_brain_is_seen_never_wins(chain):
+    """However well its cubes look: here all cubes look the same, and only one place counts."""
+    net, volume = chain(proper(9)), volume_of(POSES[0])
+    net.candidates = 2
+    look = net.closer(volume)
+    expected = net.find(look, volume)
+    doubled = look._replace(density=torch.tensor([0.01, look.density[0]]))
+    doubled = doubled._replace(
+        **{
+            name: getattr(look, name)[:1].repeat_interleave(2, dim=0)
+            for name in ("part", "logits", "start", "place")
+        }
+    )
+    net.min_density = 0.05
+    found = net.find(doubled, volume)
+    torch.testing.assert_close(found.head_to_grid, expected.head_to_grid, atol=1e-3, rtol=0)
+    assert found.head_to_grid.isfinite().all()
+
+
+@torch.no_grad()
 def test_little_confidence_can_count_as_no_head(chain):
     ball = 0.7 * torch.sigmoid((28 - volume_radius()) / 2)[None, None]
     found = chain().predict(ball)
@@ -261,6 +270,6 @@ def test_training_shows_the_network_the_cubes_it_is_given(chain):
     net = chain()
     box = Box(torch.zeros(1, 3), torch.full((1,), 100.0))
     cubes = torch.rand(3, 1, 24, 24, 24)
-    logits, field, landmarks = net.train()(volume_of(POSES[0]), box, cubes)
+    landmarks = net.train()(volume_of(POSES[0]), box, cubes)[2]
     assert landmarks.point.shape == (3, 3, 3)
     assert net(volume_of(POSES[0]), box)[2] is None

@@ -88,15 +88,22 @@ class Guess(NamedTuple):
     side_mm: Tensor  # (batch, n): of the cube around it
 
 
+def take(guess: Guess, index: Tensor) -> Guess:
+    """Those of the poses that ``index`` (batch, k) names."""
+    item = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
+    return Guess(
+        guess.rotation[item, index], guess.center_mm[item, index], guess.side_mm[item, index]
+    )
+
+
 class PoseChain(nn.Module):
     """Localizer, crop, rotation network, frame: volumes (batch, 1, x, y, z) -> poses (batch, 4, 4).
 
-    With ``landmarks`` the pose so found is where the search begins. It and its half turns about
-    each axis of the head, at each place where a head may be, are corrected twice by the landmarks
-    in a cube that is turned with the head. At the place where a cube then looks most like a head
-    in line with it, the quarter turns are tried as well. The best of all is corrected twice more,
-    there together with its mirror image. The confidence is the probability, as the network sees
-    it, that the cube is in line.
+    With ``landmarks`` the pose so found is where the search begins. It, its half turns and its
+    quarter turns about each axis of the head, at each place where a head may be, are corrected by
+    the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
+    are corrected again, and the best of them twice more, there together with its mirror image.
+    The confidence is the probability, as the network sees it, that the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
     ``HeadPoseNet`` is such a chain that can be trained, and says what the parameters mean.
@@ -112,8 +119,7 @@ class PoseChain(nn.Module):
     """
 
     lattices: Tensor
-    half_turns: Tensor
-    quarter_turns: Tensor
+    turns: Tensor
 
     def __init__(
         self,
@@ -135,8 +141,8 @@ class PoseChain(nn.Module):
         self.landmarks = landmarks
         self.in_channels = in_channels
         self.register_buffer("lattices", lattices.float(), persistent=False)
-        self.register_buffer("half_turns", half_turns(), persistent=False)
-        self.register_buffer("quarter_turns", quarter_turns(), persistent=False)
+        turns = torch.cat([half_turns(), quarter_turns()])
+        self.register_buffer("turns", turns, persistent=False)
         self.spacing_mm, self.crop_size, self.crop_fill = float(spacing_mm), crop_size, crop_fill
         self.min_brain_ml, self.min_density = float(min_brain_ml), float(min_density)
         self.min_confidence = float(min_confidence)
@@ -144,6 +150,7 @@ class PoseChain(nn.Module):
         self.brain_radius_mm = 56.0  # half of the longest brain at term
         self.least_side_mm = 60.0  # of the cube around the smallest brain
         self.apart_mm = 64.0  # radius in which there is no second head
+        self.kept = 12  # poses that are corrected a second time
         self.candidates = 4  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -265,53 +272,37 @@ class PoseChain(nn.Module):
 
         ``seen`` (batch, n) tells which of the guesses may win; all may if there is none.
         """
-        batch, turns = volume.shape[0], self.half_turns.shape[0]
-        item = torch.arange(batch, device=volume.device)
-        guess, score = self.settle(volume, start, self.half_turns)
-        if seen is not None:
-            score = score.masked_fill(~seen.repeat_interleave(turns, dim=1), -1e4)
-        best = score.argmax(1)
-        place = best // turns
-        first = Guess(
-            start.rotation[item, place].unsqueeze(1),
-            start.center_mm[item, place].unsqueeze(1),
-            start.side_mm[item, place].unsqueeze(1),
-        )
-        more, more_score = self.settle(volume, first, self.quarter_turns)
-        more_score = torch.cat([score[item, best].unsqueeze(1), more_score], dim=1)
-        last = more_score.argmax(1)
-        guess = Guess(
-            torch.cat([guess.rotation[item, best].unsqueeze(1), more.rotation], dim=1)[item, last],
-            torch.cat([guess.center_mm[item, best].unsqueeze(1), more.center_mm], 1)[item, last],
-            torch.cat([guess.side_mm[item, best].unsqueeze(1), more.side_mm], dim=1)[item, last],
-        )
-        guess = Guess(
-            guess.rotation.unsqueeze(1), guess.center_mm.unsqueeze(1), guess.side_mm.unsqueeze(1)
-        )
-        guess, _ = self.correct(volume, guess, True)
-        guess, score = self.correct(volume, guess, True)
-        return guess, score[:, 0].sigmoid(), place
-
-    def settle(self, volume: Tensor, start: Guess, turns: Tensor) -> tuple[Guess, Tensor]:
-        """Every pose of ``start`` turned by each of ``turns`` (t, 3, 3), corrected twice: n * t.
-
-        The score is that of the poses after the first correction.
-        """
-        rotation = start.rotation.unsqueeze(2) @ turns.to(start.rotation.dtype)
+        turns = self.turns.shape[0]
+        rotation = start.rotation.unsqueeze(2) @ self.turns.to(start.rotation.dtype)
         guess = Guess(
             rotation.flatten(1, 2),
-            start.center_mm.repeat_interleave(turns.shape[0], dim=1),
+            start.center_mm.repeat_interleave(turns, dim=1),
             # no brain is smaller, and an empty mask has a cube of 1 mm
-            start.side_mm.repeat_interleave(turns.shape[0], dim=1).clamp(min=self.least_side_mm),
+            start.side_mm.repeat_interleave(turns, dim=1).clamp(min=self.least_side_mm),
         )
-        guess, _ = self.correct(volume, guess, False)
-        return self.correct(volume, guess, False)
+        may_win = torch.ones_like(guess.side_mm, dtype=torch.bool)
+        if seen is not None:
+            may_win = seen.repeat_interleave(turns, dim=1)
+        guess, _, merit = self.correct(volume, guess, False)
+        merit = merit.masked_fill(~may_win, -1e4)
+        # fewer than that are not to be had from one place alone
+        kept = merit.topk(min(self.kept, merit.shape[1]), dim=1).indices
+        guess, _, merit = self.correct(volume, take(guess, kept), False)
+        # a place where no brain is seen may be among the kept ones, where there are few others
+        merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
+        best = merit.argmax(1, keepdim=True)
+        guess, _, _ = self.correct(volume, take(guess, best), True)
+        guess, score, _ = self.correct(volume, guess, True)
+        place = kept.gather(1, best)[:, 0] // turns
+        return guess, score[:, 0].sigmoid(), place
 
-    def correct(self, volume: Tensor, guess: Guess, mirrored: bool) -> tuple[Guess, Tensor]:
-        """Better poses by the landmarks in the cubes of ``guess``, and how well those were in line.
+    def correct(self, volume: Tensor, guess: Guess, mirrored: bool) -> tuple[Guess, Tensor, Tensor]:
+        """Better poses by the landmarks in the cubes of ``guess``, and how good those were.
 
-        With ``mirrored`` the mirror images of the cubes count as well: left and right are then
-        treated alike.
+        The score (batch, n) is the logit of a cube in line with the head. The merit (batch, n)
+        also counts how sharp the heat maps are: far out of line they tell better whether the
+        landmarks are there. With ``mirrored`` the mirror images of the cubes count as well: left
+        and right are then treated alike.
         """
         assert self.landmarks is not None
         cubes = crop_turned_cubes(
@@ -326,7 +317,8 @@ class PoseChain(nn.Module):
         if mirrored:
             cubes = torch.cat([cubes, cubes.flip(2)])
         found = self.landmarks(cubes)
-        point, size, score = found.point, found.size, found.score
+        peak = found.heatmap.flatten(2).log_softmax(2).amax(2).mean(1)
+        point, size, score, merit = found.point, found.size, found.score, found.score + 8 * peak
         if mirrored:
             # the mirror image of the left eye is a right eye
             back = point[count:].index_select(1, torch.tensor([0, 2, 1], device=point.device))
@@ -334,6 +326,7 @@ class PoseChain(nn.Module):
             point = (point[:count] + back) / 2
             size = (size[:count] + size[count:]) / 2
             score = (score[:count] + score[count:]) / 2
+            merit = (merit[:count] + merit[count:]) / 2
         shape = [guess.side_mm.shape[0], guess.side_mm.shape[1]]
         point = point.unflatten(0, shape)
         turn = landmark_frame(point[:, :, 0], point[:, :, 1], point[:, :, 2])
@@ -343,7 +336,7 @@ class PoseChain(nn.Module):
             guess.center_mm + guess.side_mm.unsqueeze(-1) * moved,
             guess.side_mm * size.unflatten(0, shape).exp(),
         )
-        return better, score.unflatten(0, shape)
+        return better, score.unflatten(0, shape), merit.unflatten(0, shape)
 
     def brain(self, mask: Tensor, place: Tensor) -> Tensor:
         """Largest component of ``mask`` (batch, 1, x, y, z) within the ball around ``place``."""

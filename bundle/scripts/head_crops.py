@@ -226,8 +226,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
             normal = functional.normalize(torch.from_numpy(self.R.normal(size=3)), dim=0)
             number = (lattice @ normal.float() / self.spacing_mm).round().long()
             number = number - number.min()
-            steps = self.R.normal(size=(int(number.max()) + 1, 3))
-            steps = torch.from_numpy(steps * self.R.uniform(0, self.motion_mm)).float()
+            walk = self.R.normal(size=(int(number.max()) + 1, 3))
+            steps = torch.from_numpy(walk * self.R.uniform(0, self.motion_mm)).float()
             lattice = lattice + steps[number]
         return lattice
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .geometry import landmark_frame
 
+
 class Landmarks(NamedTuple):
     """What is found in a batch of cubes. Points count in sides from the cube's middle, its axes."""
 
