@@ -41,10 +41,13 @@ train: setup
 	cd bundle && $(BIN)/python -m scripts.report $(OUTPUT)/untrained/cases.csv \
 		$(OUTPUT)/trained/cases.csv --picture $(OUTPUT)/errors.png
 
-# The recipe of the shipped weights: the phantom first, then public fetal EPI and the phantom
-# together. FETAL_ALIGN is a clone of https://github.com/mu40/fetal-align.
+# The recipe of the shipped weights: all parts on the phantom, then on public fetal EPI and the
+# phantom together, then each of the parts that find the head alone. FETAL_ALIGN is a clone of
+# https://github.com/mu40/fetal-align.
 WEIGHTS := $(OUTPUT)/weights
 TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision True
+MIXTURE := 'configs/train.json','configs/mixture.json'
+BOTH := --dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom
 weights: setup
 	test -d "$(FETAL_ALIGN)" || { echo "usage: make weights FETAL_ALIGN=clone"; exit 2; }
 	cd bundle && $(BIN)/python -m scripts.phantom --dataset_dir $(WEIGHTS)/phantom \
@@ -53,10 +56,15 @@ weights: setup
 		--source $(abspath $(FETAL_ALIGN)) --dataset_dir $(WEIGHTS)/stacks
 	cd bundle && $(TRAINING) --config_file configs/train.json --dataset_dir $(WEIGHTS)/phantom \
 		--epochs 12 --val_interval 12 --rotation_lr 0.02 --output_dir $(WEIGHTS)/base
-	cd bundle && $(TRAINING) --config_file "['configs/train.json','configs/mixture.json']" \
-		--dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom --samples_per_epoch 400 \
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE)]" $(BOTH) --samples_per_epoch 400 \
 		--epochs 94 --val_interval 94 --rotation_lr 0.012 \
-		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/final
+		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/all
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(BOTH) \
+		--phantom_share 0.3 --samples_per_epoch 400 --epochs 10 --val_interval 10 \
+		--init_path $(WEIGHTS)/all/model.pt --output_dir $(WEIGHTS)/localizer
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/landmarks.json']" $(BOTH) \
+		--phantom_share 0.3 --samples_per_epoch 200 --epochs 36 --val_interval 36 \
+		--init_path $(WEIGHTS)/localizer/model.pt --output_dir $(WEIGHTS)/final
 
 # Three sites whose volumes differ fine-tune the shipped weights without sharing them; ends with a
 # table against each site training by itself, and a picture of the rounds.

@@ -102,7 +102,7 @@ class PoseChain(nn.Module):
     With ``landmarks`` the pose so found is where the search begins. It, its half turns and its
     quarter turns about each axis of the head, at each place where a head may be, are corrected by
     the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
-    are corrected again, and the best of them twice more, there together with its mirror image.
+    are corrected again, and so on; the best of them twice more, together with its mirror image.
     The confidence is the probability, as the network sees it, that the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
@@ -150,7 +150,7 @@ class PoseChain(nn.Module):
         self.brain_radius_mm = 56.0  # half of the longest brain at term
         self.least_side_mm = 60.0  # of the cube around the smallest brain
         self.apart_mm = 64.0  # radius in which there is no second head
-        self.kept = 12  # poses that are corrected a second time
+        self.kept = 12  # poses that are corrected a second time; a third of them a third time
         self.candidates = 4  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -289,6 +289,10 @@ class PoseChain(nn.Module):
         kept = merit.topk(min(self.kept, merit.shape[1]), dim=1).indices
         guess, _, merit = self.correct(volume, take(guess, kept), False)
         # a place where no brain is seen may be among the kept ones, where there are few others
+        merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
+        few = merit.topk(min(self.kept // 3, merit.shape[1]), dim=1).indices
+        kept = kept.gather(1, few)
+        guess, _, merit = self.correct(volume, take(guess, few), False)
         merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
         best = merit.argmax(1, keepdim=True)
         guess, _, _ = self.correct(volume, take(guess, best), True)

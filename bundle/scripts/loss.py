@@ -176,9 +176,10 @@ class HeadPoseLoss(nn.Module):
 
     The prediction is ``(logits, field, landmarks)`` as HeadPoseNet gives it in training; landmarks
     may be None. The target has ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and
-    ``has_head`` (batch,), 1 or 0, and what ``LandmarkLoss`` needs. Returns a scalar, the mean over the items with a head and over all items. In several
-    processes the mean over their losses is that of the whole batch, although some of them see
-    more heads than others; all of them must call.
+    ``has_head`` (batch,), 1 or 0, and what ``LandmarkLoss`` needs. Returns a scalar, the mean over
+    the items with a head and over all items. In several processes the mean over their losses is
+    that of the whole batch, although some of them see more heads than others; all of them must
+    call.
     """
 
     def __init__(

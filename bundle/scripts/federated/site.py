@@ -56,8 +56,8 @@ class Plan:
     ----------
     rounds : rounds of the whole federation; the learning rate falls to zero over all of them
     local_epochs : epochs of train.json that a site trains in each round
-    share : part that is trained and shared: "all", "localizer" or "rotation". The other part
-        stays as it was in the start weights, at every site.
+    share : part that is trained and shared: "all", "localizer", "rotation" or "landmarks". The
+        others stay as they were in the start weights, at every site.
     overrides : entries of train.json by id, such as {"batch_size": 2}: numbers, truth values and
         lists of them. Text could be an expression or a path, and the plan comes from outside.
     """
