@@ -24,6 +24,7 @@ SMALL_CHAIN = {
     "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
     "network_def#turns": 2,
     "network_def#landmarks#features": [8, 8, 8, 8],
+    "network_def#landmarks#crop_size": 16,
     "cube_voxels": 16,
 }
 SMALL = {
@@ -180,7 +181,7 @@ def test_training_of_the_plain_network(phantoms, tmp_path):
     assert isinstance(network.rotation, PlainCNN)
     optimizer = run.parser.get_parsed_content("optimizer")
     rates = [group["initial_lr"] for group in optimizer.param_groups]
-    assert rates == [0.001, 0.003]
+    assert rates == [0.001, 0.003, 0.002]
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert set(state) == set(network.state_dict())
     overrides = training_overrides(phantoms, tmp_path, SMALL_PLAIN)
