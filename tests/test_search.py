@@ -231,6 +231,19 @@ def test_a_place_where_no_brain_is_seen_never_wins(chain):
 
 
 @torch.no_grad()
+def test_the_label_is_the_brain_around_the_pose(chain):
+    """Whole, also where the search began beside the head."""
+    net, volume = chain(POSES[0][0]), volume_of(POSES[0])
+    expected = net.predict(volume)
+    look = net.closer(volume)
+    beside = look._replace(place=look.place + torch.tensor([10, 0, 0]))
+    found = net.find(beside, volume)
+    torch.testing.assert_close(found.head_to_grid, expected.head_to_grid, atol=0.5, rtol=0)
+    assert found.label.equal(expected.label)
+    assert found.brain_volume_ml.equal(expected.brain_volume_ml)
+
+
+@torch.no_grad()
 def test_little_confidence_can_count_as_no_head(chain):
     ball = 0.7 * torch.sigmoid((28 - volume_radius()) / 2)[None, None]
     found = chain().predict(ball)

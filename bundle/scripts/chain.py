@@ -229,7 +229,6 @@ class PoseChain(nn.Module):
         box, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill, look.logits.dtype)
         if reference is not None:
             box = Box(reference.center_mm - offset_mm, reference.side_mm)
-        label = brain.to(torch.uint8) + 2 * (label == 2).to(torch.uint8)
         seen = (volume_ml >= self.min_brain_ml) & (look.density >= self.min_density)
 
         best = look.density.view(batch, looks).argmax(1)
@@ -241,6 +240,7 @@ class PoseChain(nn.Module):
             axes, confidence = pool_axes(self.axis_field(part, logits, box))
             rotation = frame_to_rotation(axes)
             center_mm = (box.center_mm + offset_mm[best]).to(axes.dtype)
+            brain, volume_ml, found = brain[best], volume_ml[best], seen[best]
         else:
             axes, _ = pool_axes(self.axis_field(look.part, look.logits, box))
             rotation = frame_to_rotation(axes)
@@ -255,15 +255,24 @@ class PoseChain(nn.Module):
                 guess, confidence, best = self.search(volume, guess, seen.view(batch, looks))
             else:
                 guess, confidence, best = self.search(volume, guess, None)
-            best = best + looks * torch.arange(batch, device=volume.device)
+            item = looks * torch.arange(batch, device=volume.device)
+            found = seen[best + item]
             rotation, center_mm = guess.rotation[:, 0], guess.center_mm[:, 0]
+            # the search may have begun beside the head: the brain is what lies around the pose,
+            # in the window whose middle is nearest to it
+            apart = offset_mm.view(batch, looks, 3) - center_mm.unsqueeze(1)
+            best = torch.linalg.vector_norm(apart, dim=2).argmin(1) + item
+            middle = (center_mm - offset_mm[best]) / self.spacing_mm + (self.window - 1) / 2
+            place = middle.round().long().clamp(0, self.window - 1)
+            brain = self.brain(label[best] == 1, place)
+            _, volume_ml = brain_box(brain, self.spacing_mm, self.crop_fill)
         pose = rigid(rotation, center_mm)
         if reference is None:
-            found = seen[best] & (confidence >= self.min_confidence)
+            found = found & (confidence >= self.min_confidence)
             pose = pose.masked_fill(~found[:, None, None], float("nan"))
             confidence = confidence.masked_fill(~found, 0.0)
-        label = window(label[best], -look.start[best], size)
-        return Prediction(pose, confidence, volume_ml[best], label)
+        label = brain.to(torch.uint8) + 2 * (label[best] == 2).to(torch.uint8)
+        return Prediction(pose, confidence, volume_ml, window(label, -look.start[best], size))
 
     def search(
         self, volume: Tensor, start: Guess, seen: Tensor | None
