@@ -18,6 +18,8 @@ SMALL = {
     "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
     "network_def#turns": 2,
     "network_def#landmarks#features": [8, 8, 8, 8],
+    "network_def#landmarks#crop_size": 16,
+    "network_def#min_confidence": 0.0,
     "cube_voxels": 16,
     "network_def#rotation#features": [1, 1],
     "network_def#rotation#levels": 2,

@@ -77,9 +77,12 @@ def test_the_same_seeds_give_the_same_weights(data, start, tmp_path):
         assert torch.equal(states[0][key], states[1][key])
 
 
+NO_STEPS = {"rotation_lr": 0.0, "localizer_lr": 0.0, "landmarks_lr": 0.0}
+
+
 def test_no_checkpoint_replaces_the_global_weights(data, start, tmp_path):
     """Without a learning rate nothing changes, though train.json and evaluate.json load files."""
-    own = site(data, tmp_path, overrides={"rotation_lr": 0.0, "localizer_lr": 0.0})
+    own = site(data, tmp_path, overrides=NO_STEPS)
     for number in range(2):
         own.train(start, number)
         own.evaluate(start, f"round_{number}")
@@ -88,7 +91,7 @@ def test_no_checkpoint_replaces_the_global_weights(data, start, tmp_path):
     assert all(torch.equal(evaluated[key], start[key]) for key in start)
 
 
-@pytest.mark.parametrize("share", ["localizer", "rotation"])
+@pytest.mark.parametrize("share", ["localizer", "rotation", "landmarks"])
 def test_the_part_that_is_not_shared_stays_as_it_was(data, start, share, tmp_path):
     own = site(data, tmp_path, share=share)
     own.train(start, 0)

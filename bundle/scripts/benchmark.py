@@ -21,6 +21,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .chain import Guess
 from .crop import Box
 from .export import declared_network
 from .loss import HeadPoseLoss
@@ -116,12 +117,16 @@ def inference(table: Table, network: HeadPoseNet) -> None:
     table.row(f"volume {shape} to pose, frozen", lambda: network(volume), whole.run)
     table.row("  of it the localizer, whole volume", lambda: network.localize(volume))
     look = network.closer(volume)
-    windows = look.part.expand(network.candidates, -1, -1, -1, -1)
-    table.row("  of it the localizer, close looks", lambda: network.localize(windows))
-    box = Box(torch.zeros(1, 3).to(volume), torch.full((1,), 140.0).to(volume))
+    table.row("  of it the localizer, close looks", lambda: network.localize(look.part))
+    places = len(look.part)
+    box = Box(torch.zeros(places, 3).to(volume), torch.full((places,), 140.0).to(volume))
     table.row(
         "  of it the crops and the E3CNN", lambda: network.axis_field(look.part, look.logits, box)
     )
+    start = Guess(
+        torch.eye(3).to(volume).expand(1, places, 3, 3), box.center_mm[None], box.side_mm[None]
+    )
+    table.row("  of it the search by landmarks", lambda: network.search(volume, start, None))
     stack = lambda: network(to_grid({"image": image})["image"].as_tensor()[None].to(table.device))  # noqa: E731
     table.row("stack to pose, all in all", stack)
 
@@ -147,14 +152,18 @@ def training(table: Table, network: HeadPoseNet, batch: int, patch: int) -> None
         "label": (volumes > 0.9).float(),
         "head_to_grid": torch.eye(4, device=device).expand(batch, 4, 4),
         "has_head": torch.ones(batch, device=device),
+        "crop_point": torch.zeros(4 * batch, 3, 3, device=device),
+        "crop_size": torch.zeros(4 * batch, device=device),
+        "crop_aligned": torch.ones(4 * batch, device=device),
     }
+    cubes = torch.rand(4 * batch, 1, 32, 32, 32, device=device)
     box = Box(torch.zeros(batch, 3, device=device), torch.full((batch,), 140.0, device=device))
     network.train()
 
     def step(mixed_precision: bool = False) -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            output = network(volumes, box)
+            output = network(volumes, box, cubes)
         loss(output, target).backward()
         optimizer.step()
 

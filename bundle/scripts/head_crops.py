@@ -98,6 +98,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
     turned_prob : probability of a cube that is half a turn about an axis of the head (and another
         random angle) out of line, or anyhow
     elsewhere_prob : probability of a cube somewhere in the volume
+    spread : where that is: as far from the volume's middle as this share of half its size
     shift : standard deviation of the cube's centre along each axis, in sides
     scale : range of the factor of the cube's side, log-uniform up to this and down to its inverse
     stretch : the same for the head along each of its axes
@@ -115,6 +116,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         angle_deg: float = 60.0,
         turned_prob: float = 0.4,
         elsewhere_prob: float = 0.08,
+        spread: float = 1.0,
         shift: float = 0.06,
         scale: float = 1.35,
         stretch: float = 1.2,
@@ -130,7 +132,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
         self.transforms = Compose(transforms)
         self.crops, self.angle_deg = crops, angle_deg
         self.turned_prob, self.elsewhere_prob = turned_prob, elsewhere_prob
-        self.shift, self.scale, self.stretch = shift, scale, stretch
+        self.spread, self.shift = spread, shift
+        self.scale, self.stretch = scale, stretch
         self.mirror_prob, self.spacing_mm = mirror_prob, spacing_mm
         self.bend_prob, self.bend_mm = bend_prob, bend_mm
         self.motion_prob, self.motion_mm = motion_prob, motion_mm
@@ -175,7 +178,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         cube_side = side * grow
         middle = brain + side * torch.from_numpy(self.R.normal(size=3) * self.shift).float()
         if elsewhere:
-            half = torch.tensor(image.shape[1:]) * self.spacing_mm / 2
+            half = torch.tensor(image.shape[1:]) * self.spacing_mm / 2 * self.spread
             place = torch.from_numpy(self.R.uniform(-1, 1, 3)).float() * half
             middle = (place - heads) @ axes / warp
         lattice = self.cells * cube_side @ turn.T + middle
