@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch.nn import functional
 
 from conftest import BUNDLE, labelled_case, save_nifti
-from scripts.export import export_program, write_onnx, write_pt2
+from scripts.export import declared_network, export_program, write_onnx, write_pt2
 from scripts.frozen import DirectConv, MatrixConv, TiledConv, convolution
-from scripts.landmarks import LandmarkNet
 from scripts.network import E3CNN, HeadPoseNet
 from scripts.phantom import make_phantom
 from scripts.transforms import LoadVolumed, ToWorkingGridd
@@ -41,12 +41,9 @@ def tiny_chain():
         min_brain_ml=0.0,
         min_density=0.0,
         turns=2,
-        landmarks=LandmarkNet((8, 8, 8, 8), crop_size=16),
     )
     # brain wherever the volume is bright, so that there is something to turn
     net.localizer.final_conv.bias.data[8:16] += 0.3
-    # points that stand apart, else the frame that they span hangs on rounding
-    net.landmarks.heatmaps.weight.data *= 30
     return net.eval()
 
 
@@ -226,3 +223,21 @@ def test_ckpt_export_and_inference_from_the_file(tmp_path):
     assert ts["confidence"] == pytest.approx(eager["confidence"], abs=1e-3)
     poses = [torch.tensor(result["head_to_world"]) for result in (eager, ts)]
     torch.testing.assert_close(*poses, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["script", "export"])
+def test_the_shipped_chain_is_the_same(form):
+    """With landmarks, whose search is a chain of choices: on a head, where they are clear."""
+    net = declared_network(BUNDLE / "configs/inference.json", BUNDLE / "models/model.pt")
+    phantom = make_phantom(1, ga_weeks=30, contrast="epi", voxel_mm=(4, 4, 4))
+    image = MetaTensor(
+        torch.from_numpy(phantom.image).float()[None], affine=torch.from_numpy(phantom.affine)
+    )
+    volume = ToWorkingGridd(label_key=None)({"image": image})["image"].as_tensor()[None]
+    with torch.no_grad():
+        expected = net(volume)
+        found = (torch.jit.script(net) if form == "script" else export_program(net).module())(
+            volume
+        )
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
