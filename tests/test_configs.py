@@ -358,3 +358,13 @@ def test_metadata_matches_the_schema(metadata):
     if not schema.exists():
         pytest.skip("the zoo's schema is not here")
     Draft201909Validator(json.loads(schema.read_text())).validate(metadata)
+
+
+def test_bias_fields_are_of_either_sign():
+    """MONAI draws every coefficient from the range as it stands; with positive ones alone a far
+    corner becomes a hundred times brighter."""
+    train = json.loads((BUNDLE / "configs/train.json").read_text())["train"]
+    for transforms in (train["random_transforms"], train["cube_transforms"]):
+        (bias,) = [t for t in transforms if t["_target_"] == "RandBiasFieldd"]
+        low, high = bias["coeff_range"]
+        assert low == -high < 0
