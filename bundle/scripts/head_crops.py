@@ -148,12 +148,13 @@ class RandHeadCropsd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
-        made = [self._crop(d) for _ in range(self.crops)]
+        frame = head_frame(d, self.spacing_mm)
+        made = [self._crop(d, *frame) for _ in range(self.crops)]
         for k, name in enumerate(("crop", "crop_point", "crop_size", "crop_aligned")):
             d[name] = torch.stack([each[k] for each in made])
         return d
 
-    def _crop(self, d: Data) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _crop(self, d: Data, axes: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image = d[self.keys[0]].as_tensor().float()
         landmarks, center, side = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
         nowhere = bool(side.isnan())
@@ -161,7 +162,6 @@ class RandHeadCropsd(Randomizable, MapTransform):
         if nowhere:
             center = torch.zeros(3)
             side = torch.tensor(TYPICAL_BRAIN_MM / 0.6)
-        axes, heads = head_frame(landmarks, d, self.spacing_mm)
         warp = self._warp()
         # the head's own coordinates, in which everything below counts
         points = (landmarks - heads) @ axes / warp
@@ -235,7 +235,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         return lattice
 
 
-def head_frame(landmarks: Tensor, d: Data, spacing_mm: float) -> tuple[Tensor, Tensor]:
+def head_frame(d: Data, spacing_mm: float) -> tuple[Tensor, Tensor]:
     """Axes (3, 3), in columns, and origin (3,) of the head in the grid frame, float32.
 
     The identity for a volume without a head.
