@@ -12,20 +12,16 @@ import torch
 from ignite.engine import Events
 from monai.bundle import create_workflow
 
-from conftest import BUNDLE
+from conftest import BUNDLE, SMALL_CHAIN, SMALL_ROTATION
 from scripts.metrics import training_loss
 
 EPOCHS = 3
 GLOBAL_BATCH = 4
 # a network that steps in no time, and nothing random but the order of the cases
 PLAIN = {
-    "network_def#crop_size": 8,
-    "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
-    "network_def#turns": 2,
-    "network_def#landmarks#features": [8, 8, 8, 8],
-    "network_def#landmarks#crop_size": 16,
+    **SMALL_CHAIN,
+    **SMALL_ROTATION,
     "network_def#min_confidence": 0.0,
-    "cube_voxels": 16,
     "cubes_per_volume": 2,
     "train#cube_transforms": [],
     "train#cubes#angle_deg": 0.0,
@@ -41,9 +37,6 @@ PLAIN = {
     "network_def#maps_dropout": 0.0,
     "network_def#min_brain_ml": 0.0,
     "network_def#min_density": 0.0,
-    "network_def#rotation#features": [1, 1],
-    "network_def#rotation#levels": 2,
-    "network_def#rotation#convolutions": 1,
     "patch_voxels": 32,
     "num_workers": 0,
     "epochs": EPOCHS,

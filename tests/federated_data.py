@@ -10,20 +10,13 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from conftest import BUNDLE, labelled_case, save_nifti
+from conftest import BUNDLE, SMALL_CHAIN, SMALL_ROTATION, labelled_case, save_nifti
 
 # a network that steps in well under a second; every other value is the shipped one
 SMALL = {
-    "network_def#crop_size": 8,
-    "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
-    "network_def#turns": 2,
-    "network_def#landmarks#features": [8, 8, 8, 8],
-    "network_def#landmarks#crop_size": 16,
+    **SMALL_CHAIN,
+    **SMALL_ROTATION,
     "network_def#min_confidence": 0.0,
-    "cube_voxels": 16,
-    "network_def#rotation#features": [1, 1],
-    "network_def#rotation#levels": 2,
-    "network_def#rotation#convolutions": 1,
     # so that an untrained localizer finds a head, and rotations can be compared
     "network_def#min_brain_ml": 0.0,
     "network_def#min_density": 0.0,

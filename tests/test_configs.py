@@ -16,23 +16,9 @@ import torch
 from jsonschema import Draft201909Validator
 from monai.bundle import ConfigParser, ReferenceResolver, create_workflow
 
-from conftest import BUNDLE, REPOSITORY
+from conftest import BUNDLE, REPOSITORY, SMALL_CHAIN, SMALL_ROTATION
 
-# a network that steps in well under a second; every other value is the shipped one
-SMALL_CHAIN = {
-    "network_def#crop_size": 8,
-    "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
-    "network_def#turns": 2,
-    "network_def#landmarks#features": [8, 8, 8, 8],
-    "network_def#landmarks#crop_size": 16,
-    "cube_voxels": 16,
-}
-SMALL = {
-    "network_def#rotation#features": [1, 1],
-    "network_def#rotation#levels": 2,
-    "network_def#rotation#convolutions": 1,
-    **SMALL_CHAIN,
-}
+SMALL = {**SMALL_ROTATION, **SMALL_CHAIN}
 SMALL_PLAIN = {
     "network_def#rotation#channels": [4, 4],
     "network_def#rotation#convolutions": [1, 1],
