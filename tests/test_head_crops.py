@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ STILL = {
     "angle_deg": 0.0,
     "shift": 0.0,
     "scale": 1.0,
+    "off_prob": 0.0,
     "stretch": 1.0,
     "mirror_prob": 0.0,
     "bend_prob": 0.0,
@@ -138,6 +141,21 @@ def test_sizes_are_those_of_the_right_cube_over_this_one(case):
     expected = (still[:, 1] - still[:, 0]).norm(dim=1)
     torch.testing.assert_close(d["crop_size"].exp(), distance / expected, atol=1e-3, rtol=1e-3)
     assert d["crop_size"].std() > 0.05
+
+
+def test_some_cubes_stand_further_off(case):
+    """By a normal deviation along each axis, in sides of the right cube."""
+    options = {**STILL, "shift": 0.02, "off_shift": 0.1, "off_scale": 1.5}
+    spread = {}
+    for share in (0.0, 1.0):
+        d = crops(case, crops=80, **{**options, "off_prob": share})
+        offset = d["crop_point"][:, 0] * (-d["crop_size"]).exp()[:, None]
+        spread[share] = offset.std(0).mean().item(), d["crop_size"].abs().max().item()
+    assert spread[0.0] == pytest.approx((0.02, 0.0), abs=0.004)
+    assert spread[1.0][0] == pytest.approx(0.1, abs=0.02)
+    assert 0.9 * math.log(1.5) < spread[1.0][1] <= math.log(1.5)
+    some = crops(case, crops=80, **{**options, "off_prob": 0.3})["crop_size"]
+    assert 10 < (some.abs() > 1e-6).sum() < 40
 
 
 @pytest.mark.parametrize("options", [{"turned_prob": 1.0}, {"elsewhere_prob": 1.0}])

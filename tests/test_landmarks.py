@@ -11,7 +11,7 @@ from scripts.landmarks import LandmarkNet
 
 @pytest.fixture
 def net():
-    return LandmarkNet((8, 8, 16, 16), crop_size=16).eval()
+    return LandmarkNet((8, 16, 16), crop_size=16).eval()
 
 
 def test_shapes_and_types(net):
@@ -24,7 +24,7 @@ def test_shapes_and_types(net):
     assert {value.dtype for value in exact} == {torch.float64}
 
 
-@pytest.mark.parametrize(("features", "size"), [((8, 8, 8), 16), ((8, 8, 8, 8), 20)])
+@pytest.mark.parametrize(("features", "size"), [((8, 8), 16), ((8, 8, 8), 20)])
 def test_what_it_cannot_be_built_of_is_named(features, size):
     with pytest.raises(ValueError, match=str(size)):
         LandmarkNet(features, size)

@@ -30,7 +30,9 @@ from .geometry import (
 from .loss import BRAIN, EYES
 from .transforms import TYPICAL_BRAIN_MM, Data, world_pose
 
-ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0  # between them a cube is neither
+# in line with the head, or not; between them a cube is neither
+ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0
+NEAR, FAR, NEAR_SCALE = 0.2, 0.4, 1.4  # distance from the brain in sides of the cube, its scale
 
 
 class HeadLandmarksd(MapTransform):
@@ -99,8 +101,10 @@ class RandHeadCropsd(Randomizable, MapTransform):
         random angle) out of line, or anyhow
     elsewhere_prob : probability of a cube somewhere in the volume
     spread : where that is: as far from the volume's middle as this share of half its size
-    shift : standard deviation of the cube's centre along each axis, in sides
+    shift : standard deviation of the cube's centre along each axis, in sides of the right cube
     scale : range of the factor of the cube's side, log-uniform up to this and down to its inverse
+    off_prob, off_shift, off_scale : probability of a cube that stands further off, as where the
+        localizer sees a part of the head or more than the head, and ``shift`` and ``scale`` there
     stretch : the same for the head along each of its axes
     mirror_prob : probability of a mirrored head
     bend_prob, bend_mm : probability of a smooth random displacement; its standard deviation is
@@ -115,10 +119,13 @@ class RandHeadCropsd(Randomizable, MapTransform):
         size: int = 32,
         angle_deg: float = 60.0,
         turned_prob: float = 0.4,
-        elsewhere_prob: float = 0.08,
+        elsewhere_prob: float = 0.12,
         spread: float = 1.0,
         shift: float = 0.06,
         scale: float = 1.35,
+        off_prob: float = 0.35,
+        off_shift: float = 0.18,
+        off_scale: float = 1.7,
         stretch: float = 1.2,
         mirror_prob: float = 0.5,
         bend_prob: float = 0.7,
@@ -133,6 +140,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         self.crops, self.angle_deg = crops, angle_deg
         self.turned_prob, self.elsewhere_prob = turned_prob, elsewhere_prob
         self.spread, self.shift = spread, shift
+        self.off_prob, self.off_shift, self.off_scale = off_prob, off_shift, off_scale
         self.scale, self.stretch = scale, stretch
         self.mirror_prob, self.spacing_mm = mirror_prob, spacing_mm
         self.bend_prob, self.bend_mm = bend_prob, bend_mm
@@ -174,9 +182,12 @@ class RandHeadCropsd(Randomizable, MapTransform):
             right = landmark_frame(points[0], points[1], points[2])
         turn = right @ self._turn()
         angle = geodesic_deg(right, turn)
-        grow = float(np.exp(self.R.uniform(-1, 1) * math.log(self.scale)))
+        shift, scale = self.shift, self.scale
+        if self.R.uniform() < self.off_prob:
+            shift, scale = self.off_shift, self.off_scale
+        grow = float(np.exp(self.R.uniform(-1, 1) * math.log(scale)))
         cube_side = side * grow
-        middle = brain + side * torch.from_numpy(self.R.normal(size=3) * self.shift).float()
+        middle = brain + side * torch.from_numpy(self.R.normal(size=3) * shift).float()
         if elsewhere:
             half = torch.tensor(image.shape[1:]) * self.spacing_mm / 2 * self.spread
             place = torch.from_numpy(self.R.uniform(-1, 1, 3)).float() * half
@@ -187,10 +198,11 @@ class RandHeadCropsd(Randomizable, MapTransform):
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
         point = (points - middle) @ turn / cube_side
         size, aligned = torch.tensor(-math.log(grow)), torch.tensor(torch.nan)
-        far = (brain - middle).norm() > 0.4 * cube_side
-        if nowhere or far or angle > ASTRAY_DEG:
+        off = (brain - middle).norm() / cube_side
+        near = off < NEAR and abs(math.log(grow)) < math.log(NEAR_SCALE)
+        if nowhere or off > FAR or angle > ASTRAY_DEG:
             aligned = torch.tensor(0.0)
-        elif angle < ALIGNED_DEG and not elsewhere:
+        elif angle < ALIGNED_DEG and near and not elsewhere:
             aligned = torch.tensor(1.0)
         if elsewhere or angle > 75.0:  # so far out of line there is nothing to correct
             point, size = torch.full_like(point, torch.nan), torch.tensor(torch.nan)

@@ -38,9 +38,12 @@ class Localizer(BasicUNet):
         nx, ny, nz = volume.shape[2], volume.shape[3], volume.shape[4]
         hx, hy, hz = self.blocks(nx), self.blocks(ny), self.blocks(nz)
         padding = [0, 2 * hz - nz, 0, 2 * hy - ny, 0, 2 * hx - nx]
-        first = self.conv_0(space_to_channels(functional.pad(volume, padding)))
+        blocks = space_to_channels(functional.pad(volume, padding))
         # torch convolves one small volume on a CPU by a far slower routine than two of them
-        pair = torch.cat([first, first]) if _alone(volume) else first
+        alone = _alone(volume)
+        pair = torch.cat([blocks, blocks]) if alone else blocks
+        first = self.conv_0.conv_1(self.conv_0.conv_0(pair)[: blocks.shape[0]])
+        pair = torch.cat([first, first]) if alone else first
         second = self.down_1(pair)
         third = self.down_2(second)
         fourth = self.down_3(third)
