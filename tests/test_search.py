@@ -214,7 +214,7 @@ def test_the_head_is_where_the_landmarks_say_so(chain):
 def test_a_place_where_no_brain_is_seen_never_wins(chain):
     """However well its cubes look: here all cubes look the same, and only one place counts."""
     net, volume = chain(proper(9)), volume_of(POSES[0])
-    net.candidates = 2
+    net.candidates = 1
     look = net.closer(volume)
     expected = net.find(look, volume)
     doubled = look._replace(density=torch.tensor([0.01, look.density[0]]))
@@ -228,6 +228,23 @@ def test_a_place_where_no_brain_is_seen_never_wins(chain):
     found = net.find(doubled, volume)
     torch.testing.assert_close(found.head_to_grid, expected.head_to_grid, atol=1e-3, rtol=0)
     assert found.head_to_grid.isfinite().all()
+
+
+@torch.no_grad()
+def test_every_place_is_looked_at_for_itself(chain):
+    """Each window shows both brains; the larger one has a window of its own."""
+    shape = (60, 32, 32)
+    net = chain()
+    net.candidates = 2
+    volume = volume_of((torch.eye(3), torch.tensor([-60.0, 0, 0])), shape=shape)
+    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in shape]
+    points = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1)
+    distance = (points - torch.tensor([60.0, 0, 0])).norm(dim=-1)
+    volume = volume + 0.7 * torch.sigmoid((22 - distance) / 2)
+    look = net.closer(volume)
+    found = 4.0 * ((look.start + look.place)[:, 0] - (shape[0] - 1) / 2)
+    torch.testing.assert_close(found, torch.tensor([-60.0, 60.0]), atol=8, rtol=0)
+    assert look.density[0] > look.density[1] > 0
 
 
 @torch.no_grad()

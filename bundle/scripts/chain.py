@@ -185,7 +185,9 @@ class PoseChain(nn.Module):
         start = center - self.window // 2
         part = window(volume, start, [self.window] * 3)
         logits = self.localizer(part)
-        place, density = densest_place(logits.softmax(1)[:, 1:2], self.spacing_mm)
+        # a denser place elsewhere in the window has a window of its own
+        near = self.near(logits.softmax(1)[:, 1:2], torch.full_like(center, self.window // 2))
+        place, density = densest_place(near, self.spacing_mm)
         return Look(part, logits, start, place, density)
 
     def closer(self, volume: Tensor) -> Look:
@@ -363,7 +365,7 @@ class PoseChain(nn.Module):
     def near(self, mask: Tensor, place: Tensor) -> Tensor:
         """What of ``mask`` (batch, 1, x, y, z) lies in the ball of a brain around ``place``."""
         shape = [mask.shape[2], mask.shape[3], mask.shape[4]]
-        return mask & ball(place, shape, self.spacing_mm, self.brain_radius_mm)
+        return mask.masked_fill(~ball(place, shape, self.spacing_mm, self.brain_radius_mm), 0)
 
     def connected(self, mask: Tensor, place: Tensor) -> Tensor:
         """Largest component of ``mask`` (batch, 1, x, y, z), which is ``near`` the ``place``."""
