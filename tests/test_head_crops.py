@@ -79,8 +79,9 @@ def test_without_eyes_brain_or_head_nothing_is_made_up(case):
     assert found["brain_mm"].equal(found["landmarks_mm"][0])
     assert found["brain_side_mm"].item() == pytest.approx(80 / 0.6)
     no_head = HeadLandmarksd()({**case, "head_to_world": None})
-    for name in ("landmarks_mm", "brain_mm", "brain_side_mm"):
+    for name in ("landmarks_mm", "brain_mm"):
         assert no_head[name].isnan().all()
+    assert no_head["brain_side_mm"].item() == pytest.approx(80 / 0.6)
 
 
 def heights(crop, points):
@@ -167,6 +168,15 @@ def test_what_is_out_of_line_or_elsewhere_is_not_in_line(case, options):
     else:
         assert d["crop_point"].isnan().all()
         assert d["crop_size"].isnan().all()
+
+
+def test_elsewhere_is_rather_where_it_is_bright(case):
+    """A cube in the dark teaches little; half of the volume is dark here."""
+    image = torch.zeros_like(case["image"].as_tensor())
+    image[:, image.shape[1] // 2 :] = 1.0
+    case["image"] = MetaTensor(image, affine=case["image"].affine)
+    middles = crops(case, crops=60, **{**STILL, "elsewhere_prob": 1.0})["crop"][:, 0, 16, 16, 16]
+    assert (middles > 0.5).float().mean() > 0.9
 
 
 def test_a_volume_without_a_head_teaches_what_is_none(case):

@@ -126,7 +126,8 @@ def inference(table: Table, network: HeadPoseNet) -> None:
     start = Guess(
         torch.eye(3).to(volume).expand(1, places, 3, 3), box.center_mm[None], box.side_mm[None]
     )
-    table.row("  of it the search by landmarks", lambda: network.search(volume, start, None))
+    may_win = torch.ones_like(start.side_mm, dtype=torch.bool)
+    table.row("  of it the search by landmarks", lambda: network.search(volume, start, may_win))
     stack = lambda: network(to_grid({"image": image})["image"].as_tensor()[None].to(table.device))  # noqa: E731
     table.row("stack to pose, all in all", stack)
 

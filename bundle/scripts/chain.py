@@ -168,8 +168,8 @@ class PoseChain(nn.Module):
         self.brain_radius_mm = 56.0  # half of the longest brain at term
         self.least_side_mm = 60.0  # of the cube around the smallest brain
         self.apart_mm = 64.0  # radius in which there is no second head
-        self.kept = 12  # poses that are corrected a second time; a third of them a third time
-        self.candidates = 4  # places of a volume that are looked at closely
+        self.kept = 9  # poses that are corrected a second time; a third of them a third time
+        self.candidates = 3  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
         """Pose ``head_to_grid`` (batch, 4, 4) in mm; NaN where there is no head."""

@@ -40,8 +40,8 @@ class HeadLandmarksd(MapTransform):
 
     ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
     label does not show both. ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
-    brain as ``HeadBoxd`` has it, or one of typical size around the pose's origin. All NaN for a
-    volume without a head.
+    brain as ``HeadBoxd`` has it, or one of typical size around the pose's origin. For a volume
+    without a head all is NaN but the side, which is the typical one.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class HeadLandmarksd(MapTransform):
         image, label = d[self.image_key], d[self.label_key].as_tensor()
         pose = world_pose(d)
         landmarks, center = torch.full((3, 3), torch.nan), torch.full((3,), torch.nan)
-        side = torch.tensor(torch.nan)
+        side = torch.tensor(TYPICAL_BRAIN_MM / self.fill)
         if pose is not None:
             head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
             landmarks[0] = head[:3, 3]
             landmarks[1:] = _eyes(label, head, self.spacing_mm)
-            center, side = landmarks[0], torch.tensor(TYPICAL_BRAIN_MM / self.fill)
+            center = landmarks[0]
             if (label == BRAIN).any():
                 box, _ = brain_box((label == BRAIN)[None], self.spacing_mm, self.fill)
                 center, side = box.center_mm[0], box.side_mm[0]
@@ -99,7 +99,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
     angle_deg : largest angle between cube and head, uniform, about a uniform axis
     turned_prob : probability of a cube that is half a turn about an axis of the head (and another
         random angle) out of line, or anyhow
-    elsewhere_prob : probability of a cube somewhere in the volume
+    elsewhere_prob : probability of a cube somewhere in the volume, rather where it is bright, for
+        what is dark is not taken for a head
     spread : where that is: as far from the volume's middle as this share of half its size
     shift : standard deviation of the cube's centre along each axis, in sides of the right cube
     scale : range of the factor of the cube's side, log-uniform up to this and down to its inverse
@@ -119,13 +120,13 @@ class RandHeadCropsd(Randomizable, MapTransform):
         size: int = 32,
         angle_deg: float = 60.0,
         turned_prob: float = 0.4,
-        elsewhere_prob: float = 0.12,
+        elsewhere_prob: float = 0.25,
         spread: float = 1.0,
         shift: float = 0.06,
         scale: float = 1.35,
-        off_prob: float = 0.35,
-        off_shift: float = 0.18,
-        off_scale: float = 1.7,
+        off_prob: float = 0.15,
+        off_shift: float = 0.15,
+        off_scale: float = 1.5,
         stretch: float = 1.2,
         mirror_prob: float = 0.5,
         bend_prob: float = 0.7,
@@ -165,11 +166,10 @@ class RandHeadCropsd(Randomizable, MapTransform):
     def _crop(self, d: Data, axes: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         image = d[self.keys[0]].as_tensor().float()
         landmarks, center, side = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
-        nowhere = bool(side.isnan())
+        nowhere = bool(center.isnan().any())
         elsewhere = nowhere or self.R.uniform() < self.elsewhere_prob
         if nowhere:
             center = torch.zeros(3)
-            side = torch.tensor(TYPICAL_BRAIN_MM / 0.6)
         warp = self._warp()
         # the head's own coordinates, in which everything below counts
         points = (landmarks - heads) @ axes / warp
@@ -189,9 +189,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         cube_side = side * grow
         middle = brain + side * torch.from_numpy(self.R.normal(size=3) * shift).float()
         if elsewhere:
-            half = torch.tensor(image.shape[1:]) * self.spacing_mm / 2 * self.spread
-            place = torch.from_numpy(self.R.uniform(-1, 1, 3)).float() * half
-            middle = (place - heads) @ axes / warp
+            middle = (self._place(image) - heads) @ axes / warp
         lattice = self.cells * cube_side @ turn.T + middle
         lattice = self._move(lattice)
         crop = sample(image[None], (lattice * warp @ axes.T + heads)[None], self.spacing_mm)[0]
@@ -207,6 +205,14 @@ class RandHeadCropsd(Randomizable, MapTransform):
         if elsewhere or angle > 75.0:  # so far out of line there is nothing to correct
             point, size = torch.full_like(point, torch.nan), torch.tensor(torch.nan)
         return convert_to_tensor(crop, torch.float32, track_meta=False), point, size, aligned
+
+    def _place(self, image: Tensor) -> Tensor:
+        """Somewhere (3,) in the volume, grid frame; the brighter, the likelier."""
+        size = torch.tensor(image.shape[1:])
+        places = torch.from_numpy(self.R.uniform(-1, 1, (16, 3))).float() * self.spread
+        x, y, z = ((places + 1) / 2 * (size - 1)).round().long().T
+        bright = image[0, x, y, z].double().clamp(min=1e-6).numpy()
+        return places[self.R.choice(16, p=bright / bright.sum())] * size * self.spacing_mm / 2
 
     def _warp(self) -> Tensor:
         """Factors (3,) along the head's axes; the first is negative for a mirrored head."""
