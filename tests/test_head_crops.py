@@ -119,7 +119,6 @@ def test_a_cube_in_line_has_the_head_in_line(case):
     assert geodesic_deg(frame, torch.eye(3)).item() < 0.1
     # of the frame that the eyes span, which is that of the pose up to the label's voxels
     assert geodesic_deg(expected, torch.eye(3).double()).item() < 3
-    assert d["crop_size"].abs().max() < 1e-6
     assert d["crop_aligned"].tolist() == [1.0] * 6
 
 
@@ -135,13 +134,19 @@ def test_the_angle_is_that_between_cube_and_head(case):
     assert aligned[(angles > 25.5) & (angles < 39.5)].isnan().all()
 
 
-def test_sizes_are_those_of_the_right_cube_over_this_one(case):
-    d = crops(case, **{**STILL, "scale": 1.3})
-    distance = (d["crop_point"][:, 1] - d["crop_point"][:, 0]).norm(dim=1)
-    still = crops(case, **STILL)["crop_point"]
-    expected = (still[:, 1] - still[:, 0]).norm(dim=1)
-    torch.testing.assert_close(d["crop_size"].exp(), distance / expected, atol=1e-3, rtol=1e-3)
-    assert d["crop_size"].std() > 0.05
+def growth(case, **options):
+    """By what the cubes are larger than the right one (crops,), and their targets."""
+    d, still = crops(case, **options), crops(case, **STILL)
+    lengths = [
+        (each["crop_point"][:, 1] - each["crop_point"][:, 0]).norm(dim=1) for each in (d, still)
+    ]
+    return lengths[1][0] / lengths[0], d
+
+
+def test_cubes_are_larger_and_smaller(case):
+    factor, _ = growth(case, crops=40, **{**STILL, "scale": 1.3})
+    assert 1.2 < factor.max() < 1.3 + 1e-3
+    assert 1 / 1.3 - 1e-3 < factor.min() < 1 / 1.2
 
 
 def test_some_cubes_stand_further_off(case):
@@ -149,14 +154,27 @@ def test_some_cubes_stand_further_off(case):
     options = {**STILL, "shift": 0.02, "off_shift": 0.1, "off_scale": 1.5}
     spread = {}
     for share in (0.0, 1.0):
-        d = crops(case, crops=80, **{**options, "off_prob": share})
-        offset = d["crop_point"][:, 0] * (-d["crop_size"]).exp()[:, None]
-        spread[share] = offset.std(0).mean().item(), d["crop_size"].abs().max().item()
+        factor, d = growth(case, crops=80, **{**options, "off_prob": share})
+        offset = d["crop_point"][:, 0] * factor[:, None]
+        spread[share] = offset.std(0).mean().item(), factor.log().abs().max().item()
     assert spread[0.0] == pytest.approx((0.02, 0.0), abs=0.004)
     assert spread[1.0][0] == pytest.approx(0.1, abs=0.02)
-    assert 0.9 * math.log(1.5) < spread[1.0][1] <= math.log(1.5)
-    some = crops(case, crops=80, **{**options, "off_prob": 0.3})["crop_size"]
-    assert 10 < (some.abs() > 1e-6).sum() < 40
+    assert 0.9 * math.log(1.5) < spread[1.0][1] <= math.log(1.5) + 1e-3
+    factor, _ = growth(case, crops=80, **{**options, "off_prob": 0.3})
+    assert 10 < (factor.log().abs() > 1e-3).sum() < 40
+
+
+def test_a_cube_that_is_off_is_not_called_in_line(case):
+    """Nor out of line, unless it is so far off that the head is no longer in its middle."""
+    options = {**STILL, "off_prob": 1.0, "off_shift": 0.2, "off_scale": 1.7}
+    factor, d = growth(case, crops=200, **options)
+    off, aligned = d["crop_point"][:, 0].norm(dim=1), d["crop_aligned"]
+    near = (off < 0.19) & (factor.log().abs() < math.log(1.39))
+    assert near.any()
+    assert (aligned[near] == 1).all()
+    between = (off > 0.21) & (off < 0.39) | (off < 0.39) & (factor.log().abs() > math.log(1.41))
+    assert aligned[between].isnan().all()
+    assert (aligned[off > 0.41] == 0).all()
 
 
 @pytest.mark.parametrize("options", [{"turned_prob": 1.0}, {"elsewhere_prob": 1.0}])
@@ -167,7 +185,6 @@ def test_what_is_out_of_line_or_elsewhere_is_not_in_line(case, options):
         assert (d["crop_aligned"] == 0).float().mean() > 0.9
     else:
         assert d["crop_point"].isnan().all()
-        assert d["crop_size"].isnan().all()
 
 
 def test_elsewhere_is_rather_where_it_is_bright(case):
@@ -189,7 +206,7 @@ def test_a_volume_without_a_head_teaches_what_is_none(case):
 def test_the_same_seed_gives_the_same_cubes(case):
     noise = [RandGaussianNoised(keys="image", prob=1.0, std=0.1)]
     first, second = (crops(case, 7, noise) for _ in range(2))
-    for name in ("crop", "crop_point", "crop_size", "crop_aligned"):
+    for name in ("crop", "crop_point", "crop_aligned"):
         np.testing.assert_array_equal(first[name], second[name])
     assert not crops(case, 8, noise)["crop"].equal(first["crop"])
     assert not crops(case, 7)["crop"].equal(first["crop"])

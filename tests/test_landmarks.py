@@ -18,7 +18,7 @@ def test_shapes_and_types(net):
     found = net(torch.rand(3, 1, 16, 16, 16))
     assert found.heatmap.shape == (3, 3, 8, 8, 8)
     assert found.point.shape == found.rotation.shape == (3, 3, 3)
-    assert found.size.shape == found.score.shape == (3,)
+    assert found.score.shape == (3,)
     assert found.point.abs().max() < 0.5
     exact = net.double()(torch.rand(1, 1, 16, 16, 16, dtype=torch.float64))
     assert {value.dtype for value in exact} == {torch.float64}
@@ -55,6 +55,6 @@ def test_points_are_where_the_heat_maps_peak(net, monkeypatch):
 
 def test_gradients_reach_every_parameter(net):
     found = net.train()(torch.rand(2, 1, 16, 16, 16))
-    (found.heatmap.square().sum() + found.size.sum() + found.score.sum()).backward()
+    (found.heatmap.square().sum() + found.score.sum()).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad.abs().max() > 0, name

@@ -271,12 +271,12 @@ def landmarks_at(point, score=0.0):
     squares = (cells - point[:, :, None]).square().sum(-1)
     heatmap = (-squares / (2 * 0.045**2)).unflatten(2, (16, 16, 16))
     one = torch.ones(len(point))
-    return Landmarks(heatmap, point, torch.eye(3).expand(len(point), 3, 3), 0 * one, score * one)
+    return Landmarks(heatmap, point, torch.eye(3).expand(len(point), 3, 3), score * one)
 
 
-def cube_target(point, size=0.0, aligned=1.0):
+def cube_target(point, aligned=1.0):
     one = torch.ones(len(point))
-    return {"crop_point": point, "crop_size": size * one, "crop_aligned": aligned * one}
+    return {"crop_point": point, "crop_aligned": aligned * one}
 
 
 POINT = torch.tensor([[[0.0, 0.1, 0.0], [-0.15, 0.3, -0.1], [0.15, 0.3, -0.1]]])
@@ -288,18 +288,17 @@ def test_landmark_loss_is_least_at_the_truth():
     for other in (POINT + 0.05, POINT[:, [0, 2, 1]], POINT * 0.7):
         assert loss(landmarks_at(other, 20.0), cube_target(POINT)) > best + 0.5
     assert loss(landmarks_at(POINT, -20.0), cube_target(POINT)) > best + 5
-    assert loss(landmarks_at(POINT, 20.0), cube_target(POINT, size=0.2)) > best + 0.3
     wrong = cube_target(POINT, aligned=0.0)
     assert loss(landmarks_at(POINT, 20.0), wrong) > loss(landmarks_at(POINT, -20.0), wrong) + 5
 
 
 def test_landmark_loss_leaves_out_what_is_unknown():
-    """Unknown eyes, sizes and alignments change nothing, and no gradient comes from them."""
+    """Unknown eyes and alignments change nothing, and no gradient comes from them."""
     loss, found = LandmarkLoss(), landmarks_at(POINT.repeat(2, 1, 1))
     nan = float("nan")
     target = cube_target(POINT.repeat(2, 1, 1).clone())
     target["crop_point"][1] = nan
-    target["crop_size"][1] = target["crop_aligned"][1] = nan
+    target["crop_aligned"][1] = nan
     alone = loss(landmarks_at(POINT), cube_target(POINT))
     torch.testing.assert_close(loss(found, target), alone)
     point = (POINT.repeat(2, 1, 1) + 0.01).requires_grad_()

@@ -37,7 +37,7 @@ class Seeing(nn.Module):
     than 25 degrees out of line. ``reach`` is the angle up to which it sees anything.
     """
 
-    def __init__(self, reach=180.0, crop_size=24):
+    def __init__(self, reach=180.0, crop_size=28):
         super().__init__()
         self.crop_size, self.reach = crop_size, reach
         self.seen = []
@@ -69,8 +69,7 @@ class Seeing(nn.Module):
             scores.append((25 - angle).to(cube) / 5)
         points = torch.stack(points)
         frame = landmark_frame(points[:, 0], points[:, 1], points[:, 2])
-        nothing = crop.new_zeros(len(crop))
-        return Landmarks(crop, points, frame, nothing, torch.stack(scores))
+        return Landmarks(crop, points, frame, torch.stack(scores))
 
 
 def rotation(seed):

@@ -154,7 +154,6 @@ def training(table: Table, network: HeadPoseNet, batch: int, patch: int) -> None
         "head_to_grid": torch.eye(4, device=device).expand(batch, 4, 4),
         "has_head": torch.ones(batch, device=device),
         "crop_point": torch.zeros(4 * batch, 3, 3, device=device),
-        "crop_size": torch.zeros(4 * batch, device=device),
         "crop_aligned": torch.ones(4 * batch, device=device),
     }
     cubes = torch.rand(4 * batch, 1, 32, 32, 32, device=device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .crop import (
+    TYPICAL_BRAIN_MM,
     Box,
     ball,
     brain_box,
@@ -167,6 +168,7 @@ class PoseChain(nn.Module):
         self.window = 64  # voxels along the part of a volume that is looked at closely
         self.brain_radius_mm = 56.0  # half of the longest brain at term
         self.least_side_mm = 60.0  # of the cube around the smallest brain
+        self.typical_side_mm = TYPICAL_BRAIN_MM / self.crop_fill
         self.apart_mm = 64.0  # radius in which there is no second head
         self.kept = 9  # poses that are corrected a second time; a third of them a third time
         self.candidates = 3  # places of a volume that are looked at closely
@@ -263,11 +265,13 @@ class PoseChain(nn.Module):
         item = torch.arange(batch, device=volume.device)
         if self.landmarks is not None:
             identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
+            # landmarks bear a wrong size better than the mask, which may be a part of the brain,
+            # tells it: half-way to the typical one. No brain is smaller than the least.
+            side_mm = box.side_mm.to(axes.dtype).clamp(min=self.least_side_mm)
             guess = Guess(
                 torch.where(rotation.isnan(), identity, rotation).view(batch, looks, 3, 3),
                 center_mm.view(batch, looks, 3),
-                # no brain is smaller, and an empty mask has a cube of 1 mm
-                box.side_mm.to(axes.dtype).view(batch, looks).clamp(min=self.least_side_mm),
+                (side_mm * self.typical_side_mm).sqrt().view(batch, looks),
             )
             # where no brain was seen, none is looked for
             may_win = found if reference is None else torch.ones_like(found)
@@ -342,13 +346,12 @@ class PoseChain(nn.Module):
             cubes = torch.cat([cubes, cubes.flip(2)])
         found = self.landmarks(cubes)
         peak = found.heatmap.flatten(2).log_softmax(2).amax(2).mean(1)
-        point, size, score, merit = found.point, found.size, found.score, found.score + 8 * peak
+        point, score, merit = found.point, found.score, found.score + 8 * peak
         if mirrored:
             # the mirror image of the left eye is a right eye
             back = point[count:].index_select(1, torch.tensor([0, 2, 1], device=point.device))
             back = back * torch.tensor([-1.0, 1.0, 1.0], dtype=point.dtype, device=point.device)
             point = (point[:count] + back) / 2
-            size = (size[:count] + size[count:]) / 2
             score = (score[:count] + score[count:]) / 2
             merit = (merit[:count] + merit[count:]) / 2
         shape = [guess.side_mm.shape[0], guess.side_mm.shape[1]]
@@ -358,7 +361,7 @@ class PoseChain(nn.Module):
         better = Guess(
             nearest_rotation(guess.rotation @ turn),
             guess.center_mm + guess.side_mm.unsqueeze(-1) * moved,
-            guess.side_mm * size.unflatten(0, shape).exp(),
+            guess.side_mm,
         )
         return better, score.unflatten(0, shape), merit.unflatten(0, shape)
 

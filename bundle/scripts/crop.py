@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+TYPICAL_BRAIN_MM = 80.0  # diameter of the sphere of a brain's volume at about 30 weeks
+
 
 class Box(NamedTuple):
     """A cube around the brain of every volume of a batch."""

@@ -17,7 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional
 
-from .crop import brain_box, cube_cells, sample
+from .crop import TYPICAL_BRAIN_MM, brain_box, cube_cells, sample
 from .geometry import (
     axis_angle_to_rotation,
     geodesic_deg,
@@ -28,7 +28,7 @@ from .geometry import (
     voxel_to_grid,
 )
 from .loss import BRAIN, EYES
-from .transforms import TYPICAL_BRAIN_MM, Data, world_pose
+from .transforms import Data, world_pose
 
 # in line with the head, or not; between them a cube is neither
 ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0
@@ -88,9 +88,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
     it, or far out of line, or elsewhere in the volume. After ``HeadLandmarksd``.
 
     Adds, for ``crops`` cubes: ``crop`` (crops, 1, size, size, size), ``crop_point`` (crops, 3, 3)
-    with the landmarks in sides of the cube and NaN for unknown ones, ``crop_size`` (crops,), the
-    log of the side of the right cube over that of this one, NaN where no brain is there, and
-    ``crop_aligned`` (crops,): 1, 0, or NaN where neither can be said.
+    with the landmarks in sides of the cube and NaN for unknown ones, and ``crop_aligned`` (crops,):
+    1, 0, or NaN where neither can be said.
 
     Parameters
     ----------
@@ -159,11 +158,11 @@ class RandHeadCropsd(Randomizable, MapTransform):
         d = dict(data)
         frame = head_frame(d, self.spacing_mm)
         made = [self._crop(d, *frame) for _ in range(self.crops)]
-        for k, name in enumerate(("crop", "crop_point", "crop_size", "crop_aligned")):
+        for k, name in enumerate(("crop", "crop_point", "crop_aligned")):
             d[name] = torch.stack([each[k] for each in made])
         return d
 
-    def _crop(self, d: Data, axes: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _crop(self, d: Data, axes: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image = d[self.keys[0]].as_tensor().float()
         landmarks, center, side = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
         nowhere = bool(center.isnan().any())
@@ -195,7 +194,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         crop = sample(image[None], (lattice * warp @ axes.T + heads)[None], self.spacing_mm)[0]
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
         point = (points - middle) @ turn / cube_side
-        size, aligned = torch.tensor(-math.log(grow)), torch.tensor(torch.nan)
+        aligned = torch.tensor(torch.nan)
         off = (brain - middle).norm() / cube_side
         near = off < NEAR and abs(math.log(grow)) < math.log(NEAR_SCALE)
         if nowhere or off > FAR or angle > ASTRAY_DEG:
@@ -203,8 +202,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
         elif angle < ALIGNED_DEG and near and not elsewhere:
             aligned = torch.tensor(1.0)
         if elsewhere or angle > 75.0:  # so far out of line there is nothing to correct
-            point, size = torch.full_like(point, torch.nan), torch.tensor(torch.nan)
-        return convert_to_tensor(crop, torch.float32, track_meta=False), point, size, aligned
+            point = torch.full_like(point, torch.nan)
+        return convert_to_tensor(crop, torch.float32, track_meta=False), point, aligned
 
     def _place(self, image: Tensor) -> Tensor:
         """Somewhere (3,) in the volume, grid frame; the brighter, the likelier."""

@@ -73,7 +73,7 @@ class PrepareCubeBatch(PrepareBatch):
 
 def _cubes(get: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Those of all items, (batch, n, ...), as one batch."""
-    targets = ("crop_point", "crop_size", "crop_aligned")
+    targets = ("crop_point", "crop_aligned")
     return get("crop").flatten(0, 1), {key: get(key).flatten(0, 1) for key in targets}
 
 

@@ -19,7 +19,6 @@ class Landmarks(NamedTuple):
     heatmap: Tensor  # (batch, 3, s, s, s) logits
     point: Tensor  # (batch, 3, 3): brain's centre, left eye, right eye
     rotation: Tensor  # (batch, 3, 3): head to cube
-    size: Tensor  # (batch,): log of the side of the right cube over the side of this one
     score: Tensor  # (batch,): logit of whether the cube is aligned with the head (25 degrees)
 
 
@@ -56,7 +55,7 @@ class LandmarkNet(nn.Module):
         self.narrow_2, self.up_1 = _block(b, a, 1), _block(a, a)
         self.heatmaps = nn.Conv3d(a, 3, 1)
         self.hidden = nn.Linear(c * (crop_size // 8) ** 3 + a, 64)
-        self.summary = nn.Linear(64, 2)
+        self.summary = nn.Linear(64, 1)
         cells = cube_cells(crop_size // 2).flatten(0, 2)
         self.register_buffer("lattice", cells, persistent=False)
 
@@ -74,9 +73,9 @@ class LandmarkNet(nn.Module):
         point = heatmap.flatten(2).softmax(2) @ self.lattice
         # what is striking anywhere, such as eyes, beside what is where in the cube
         seen = torch.cat([third.flatten(1), up.amax([2, 3, 4])], dim=1)
-        summary = self.summary(functional.silu(self.hidden(seen))).to(self.lattice.dtype)
+        score = self.summary(functional.silu(self.hidden(seen)))[:, 0].to(self.lattice.dtype)
         rotation = landmark_frame(point[:, 0], point[:, 1], point[:, 2])
-        return Landmarks(heatmap, point, rotation, 0.1 * summary[:, 0], summary[:, 1])
+        return Landmarks(heatmap, point, rotation, score)
 
 
 def _block(channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Sequential:

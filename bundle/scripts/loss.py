@@ -116,28 +116,27 @@ class LandmarkLoss(nn.Module):
     """Loss of ``landmarks.LandmarkNet`` on cubes; what the reference does not know does not count.
 
     Distance of the points + cross entropy of the heat maps against Gaussians around the reference +
-    absolute error of the size + binary cross entropy of the score.
+    binary cross entropy of the score.
 
     Parameters
     ----------
-    point_weight, heatmap_weight, size_weight, score_weight : weights of the terms
+    point_weight, heatmap_weight, score_weight : weights of the terms
     sigma : standard deviation of the Gaussians, in sides of the cube
 
-    The target has ``crop_point`` (batch, 3, 3), ``crop_size`` (batch,) and ``crop_aligned``
-    (batch,), NaN where unknown, as ``head_crops.RandHeadCropsd`` makes them. Returns a scalar.
+    The target has ``crop_point`` (batch, 3, 3) and ``crop_aligned`` (batch,), NaN where
+    unknown, as ``head_crops.RandHeadCropsd`` makes them. Returns a scalar.
     """
 
     def __init__(
         self,
         point_weight: float = 15.0,
         heatmap_weight: float = 0.3,
-        size_weight: float = 2.0,
         score_weight: float = 1.0,
         sigma: float = 0.045,
     ) -> None:
         super().__init__()
         self.point_weight, self.heatmap_weight = point_weight, heatmap_weight
-        self.size_weight, self.score_weight = size_weight, score_weight
+        self.score_weight = score_weight
         self.sigma = sigma
 
     def forward(self, found: Landmarks, target: Mapping[str, Tensor]) -> Tensor:
@@ -150,15 +149,13 @@ class LandmarkLoss(nn.Module):
         squares = (cells - point[:, :, None]).square().sum(-1)
         there = torch.softmax(-squares / (2 * self.sigma**2), dim=-1)
         entropy = -(there * heatmap.log_softmax(2)).sum(2)
-        size, aligned = target["crop_size"].float(), target["crop_aligned"].float()
-        size_error = (found.size.float() - size.nan_to_num()).abs()
+        aligned = target["crop_aligned"].float()
         score = functional.binary_cross_entropy_with_logits(
             found.score.float(), aligned.nan_to_num(), reduction="none"
         )
         return (
             self.point_weight * _mean_where(distance, known)
             + self.heatmap_weight * _mean_where(entropy, known)
-            + self.size_weight * _mean_where(size_error, ~size.isnan())
             + self.score_weight * _mean_where(score, ~aligned.isnan())
         )
 

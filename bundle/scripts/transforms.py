@@ -23,13 +23,11 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from .crop import brain_box
+from .crop import TYPICAL_BRAIN_MM, brain_box
 from .geometry import check_rigid, head_to_grid
 from .loss import BRAIN, UNKNOWN
 
 Data = dict[Hashable, Any]
-
-TYPICAL_BRAIN_MM = 80.0  # diameter of the sphere of a brain's volume at about 30 weeks
 
 
 class VolumeError(ValueError):
