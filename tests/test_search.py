@@ -298,7 +298,7 @@ def test_a_reference_tells_where_to_begin(chain):
 def test_training_shows_the_network_the_cubes_it_is_given(chain):
     net = chain()
     box = Box(torch.zeros(1, 3), torch.full((1,), 100.0))
-    cubes = torch.rand(3, 1, 24, 24, 24)
+    cubes = torch.rand(3, 1, 28, 28, 28)
     landmarks = net.train()(volume_of(POSES[0]), box, cubes)[2]
     assert landmarks.point.shape == (3, 3, 3)
     assert net(volume_of(POSES[0]), box)[2] is None
