@@ -121,7 +121,8 @@ class PoseChain(nn.Module):
     With ``landmarks`` the pose so found is where the search begins. It, its half turns and its
     quarter turns about each axis of the head, at each place where a head may be, are corrected by
     the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
-    are corrected again, and so on; the best of them twice more, together with its mirror image.
+    are corrected again, in a smaller and a larger cube, and so on; the best of them twice more,
+    together with its mirror image.
     The confidence is the probability, as the network sees it, that the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
@@ -170,7 +171,9 @@ class PoseChain(nn.Module):
         self.least_side_mm = 60.0  # of the cube around the smallest brain
         self.typical_side_mm = TYPICAL_BRAIN_MM / self.crop_fill
         self.apart_mm = 64.0  # radius in which there is no second head
-        self.kept = 9  # poses that are corrected a second time; a third of them a third time
+        self.kept = (
+            9  # poses that are corrected a second time, in two sizes; a third of them once more
+        )
         self.candidates = 3  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -311,7 +314,15 @@ class PoseChain(nn.Module):
         merit = merit.masked_fill(~may_win, -1e4)
         # fewer than that are not to be had from one place alone
         kept = merit.topk(min(self.kept, merit.shape[1]), dim=1).indices
-        guess, _, merit = self.correct(volume, take(guess, kept), False)
+        guess = take(guess, kept)
+        # each once smaller and once larger: the merit tells which is right
+        guess = Guess(
+            torch.cat([guess.rotation, guess.rotation], dim=1),
+            torch.cat([guess.center_mm, guess.center_mm], dim=1),
+            torch.cat([guess.side_mm * 0.87, guess.side_mm * 1.15], dim=1),
+        )
+        kept = torch.cat([kept, kept], dim=1)
+        guess, _, merit = self.correct(volume, guess, False)
         # a place where no brain is seen may be among the kept ones, where there are few others
         merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
         few = merit.topk(min(self.kept // 3, merit.shape[1]), dim=1).indices
