@@ -204,8 +204,9 @@ class PoseChain(nn.Module):
         """
         probability = self.localizer(volume).softmax(1)[:, 1:2]
         # twice as coarse is exact enough for where to look; one voxel more, so that none is lost
-        probability = functional.avg_pool3d(functional.pad(probability, [0, 1] * 3), 2)
-        shape, coarse_mm = probability.shape[2:], 2 * self.spacing_mm
+        probability = functional.avg_pool3d(functional.pad(probability, [0, 1, 0, 1, 0, 1]), 2)
+        shape = [probability.shape[2], probability.shape[3], probability.shape[4]]
+        coarse_mm = 2 * self.spacing_mm
         places, densities = [], []
         for _ in range(self.candidates):
             place, density = densest_place(probability, coarse_mm)

@@ -42,7 +42,8 @@ class Localizer(BasicUNet):
         # torch convolves one small volume on a CPU by a far slower routine than two of them
         alone = _alone(volume)
         pair = torch.cat([blocks, blocks]) if alone else blocks
-        first = self.conv_0.conv_1(self.conv_0.conv_0(pair)[: blocks.shape[0]])
+        first = self.conv_0.conv_0(pair)[: blocks.shape[0]]  # type: ignore[operator]
+        first = self.conv_0.conv_1(first)  # type: ignore[operator]
         pair = torch.cat([first, first]) if alone else first
         second = self.down_1(pair)
         third = self.down_2(second)
