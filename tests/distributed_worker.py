@@ -30,6 +30,8 @@ PLAIN = {
     "train#cubes#spread": 0.0,
     "train#cubes#shift": 0.0,
     "train#cubes#scale": 1.0,
+    "train#cubes#off_prob": 0.0,
+    "train#cubes#blank_prob": 0.0,
     "train#cubes#stretch": 1.0,
     "train#cubes#mirror_prob": 0.0,
     "train#cubes#bend_prob": 0.0,

@@ -23,6 +23,7 @@ STILL = {
     "shift": 0.0,
     "scale": 1.0,
     "off_prob": 0.0,
+    "blank_prob": 0.0,
     "stretch": 1.0,
     "mirror_prob": 0.0,
     "bend_prob": 0.0,
@@ -194,6 +195,22 @@ def test_elsewhere_is_rather_where_it_is_bright(case):
     case["image"] = MetaTensor(image, affine=case["image"].affine)
     middles = crops(case, crops=60, **{**STILL, "elsewhere_prob": 1.0})["crop"][:, 0, 16, 16, 16]
     assert (middles > 0.5).float().mean() > 0.9
+
+
+def test_blank_cubes_are_no_heads(case):
+    """A gradient in a box shows neither head nor mother."""
+    d = crops(case, crops=20, **{**STILL, "blank_prob": 1.0})
+    assert d["crop_aligned"].tolist() == [0.0] * 20
+    assert d["crop_point"].isnan().all()
+    assert (d["crop"].flatten(1).amax(1) > 0.3).all()
+    assert d["crop"].min() >= 0
+    # linear where it is not zero
+    row = d["crop"][0, 0, :, 16, 16]
+    inside = row[row > 0]
+    assert len(inside) > 4
+    torch.testing.assert_close(
+        inside.diff().diff(), torch.zeros(len(inside) - 2), atol=1e-4, rtol=0
+    )
 
 
 def test_a_volume_without_a_head_teaches_what_is_none(case):

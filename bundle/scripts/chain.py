@@ -191,8 +191,10 @@ class PoseChain(nn.Module):
         part = window(volume, start, [self.window] * 3)
         logits = self.localizer(part)
         # a denser place elsewhere in the window has a window of its own
-        near = self.near(logits.softmax(1)[:, 1:2], torch.full_like(center, self.window // 2))
-        place, density = densest_place(near, self.spacing_mm)
+        probability = logits.softmax(1)[:, 1:2]
+        middle = torch.full_like(center, self.window // 2)
+        near = ball(middle, [self.window] * 3, self.spacing_mm, self.brain_radius_mm)
+        place, density = densest_place(probability * near, self.spacing_mm)
         return Look(part, logits, start, place, density)
 
     def closer(self, volume: Tensor) -> Look:
@@ -380,7 +382,7 @@ class PoseChain(nn.Module):
     def near(self, mask: Tensor, place: Tensor) -> Tensor:
         """What of ``mask`` (batch, 1, x, y, z) lies in the ball of a brain around ``place``."""
         shape = [mask.shape[2], mask.shape[3], mask.shape[4]]
-        return mask.masked_fill(~ball(place, shape, self.spacing_mm, self.brain_radius_mm), 0)
+        return mask & ball(place, shape, self.spacing_mm, self.brain_radius_mm)
 
     def connected(self, mask: Tensor, place: Tensor) -> Tensor:
         """Largest component of ``mask`` (batch, 1, x, y, z), which is ``near`` the ``place``."""

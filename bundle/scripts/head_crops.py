@@ -101,6 +101,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
     elsewhere_prob : probability of a cube somewhere in the volume, rather where it is bright, for
         what is dark is not taken for a head
     spread : where that is: as far from the volume's middle as this share of half its size
+    blank_prob : probability of a cube that shows a gradient in a box and nothing else
     shift : standard deviation of the cube's centre along each axis, in sides of the right cube
     scale : range of the factor of the cube's side, log-uniform up to this and down to its inverse
     off_prob, off_shift, off_scale : probability of a cube that stands further off, as where the
@@ -121,6 +122,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         turned_prob: float = 0.4,
         elsewhere_prob: float = 0.25,
         spread: float = 1.0,
+        blank_prob: float = 0.04,
         shift: float = 0.06,
         scale: float = 1.35,
         off_prob: float = 0.15,
@@ -139,7 +141,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         self.transforms = Compose(transforms)
         self.crops, self.angle_deg = crops, angle_deg
         self.turned_prob, self.elsewhere_prob = turned_prob, elsewhere_prob
-        self.spread, self.shift = spread, shift
+        self.spread, self.blank_prob, self.shift = spread, blank_prob, shift
         self.off_prob, self.off_shift, self.off_scale = off_prob, off_shift, off_scale
         self.scale, self.stretch = scale, stretch
         self.mirror_prob, self.spacing_mm = mirror_prob, spacing_mm
@@ -192,16 +194,19 @@ class RandHeadCropsd(Randomizable, MapTransform):
         lattice = self.cells * cube_side @ turn.T + middle
         lattice = self._move(lattice)
         crop = sample(image[None], (lattice * warp @ axes.T + heads)[None], self.spacing_mm)[0]
+        blank = self.R.uniform() < self.blank_prob
+        if blank:
+            crop = self._gradient()
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
         point = (points - middle) @ turn / cube_side
         aligned = torch.tensor(torch.nan)
         off = (brain - middle).norm() / cube_side
         near = off < NEAR and abs(math.log(grow)) < math.log(NEAR_SCALE)
-        if nowhere or off > FAR or angle > ASTRAY_DEG:
+        if nowhere or blank or off > FAR or angle > ASTRAY_DEG:
             aligned = torch.tensor(0.0)
         elif angle < ALIGNED_DEG and near and not elsewhere:
             aligned = torch.tensor(1.0)
-        if elsewhere or angle > 75.0:  # so far out of line there is nothing to correct
+        if elsewhere or blank or angle > 75.0:  # so far out of line there is nothing to correct
             point = torch.full_like(point, torch.nan)
         return convert_to_tensor(crop, torch.float32, track_meta=False), point, aligned
 
@@ -212,6 +217,13 @@ class RandHeadCropsd(Randomizable, MapTransform):
         x, y, z = ((places + 1) / 2 * (size - 1)).round().long().T
         bright = image[0, x, y, z].double().clamp(min=1e-6).numpy()
         return places[self.R.choice(16, p=bright / bright.sum())] * size * self.spacing_mm / 2
+
+    def _gradient(self) -> Tensor:
+        """A linear gradient from 0 to 1 in a box, (1, size, size, size), zero around it."""
+        half = torch.from_numpy(self.R.uniform(0.2, 0.7, 3)).float()
+        ramp = self.cells @ torch.from_numpy(self.R.normal(size=3)).float()
+        ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+        return (ramp * (self.cells.abs() < half).all(-1))[None]
 
     def _warp(self) -> Tensor:
         """Factors (3,) along the head's axes; the first is negative for a mirrored head."""
