@@ -122,8 +122,8 @@ class PoseChain(nn.Module):
     quarter turns about each axis of the head, at each place where a head may be, are corrected by
     the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
     are corrected again, in a smaller and a larger cube, and so on; the best of them twice more,
-    together with its mirror image.
-    The confidence is the probability, as the network sees it, that the cube is in line.
+    together with its mirror image. The confidence is the probability, as the network sees it, that
+    the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
     ``HeadPoseNet`` is such a chain that can be trained, and says what the parameters mean.
@@ -171,9 +171,8 @@ class PoseChain(nn.Module):
         self.least_side_mm = 60.0  # of the cube around the smallest brain
         self.typical_side_mm = TYPICAL_BRAIN_MM / self.crop_fill
         self.apart_mm = 64.0  # radius in which there is no second head
-        self.kept = (
-            9  # poses that are corrected a second time, in two sizes; a third of them once more
-        )
+        # poses that are corrected a second time, in two sizes; a third of them a third time
+        self.kept = 9
         self.candidates = 3  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -312,31 +311,35 @@ class PoseChain(nn.Module):
             start.center_mm.repeat_interleave(turns, dim=1),
             start.side_mm.repeat_interleave(turns, dim=1),
         )
-        may_win = may_win.repeat_interleave(turns, dim=1)
-        guess, _, merit = self.correct(volume, guess, False)
-        merit = merit.masked_fill(~may_win, -1e4)
-        # fewer than that are not to be had from one place alone
-        kept = merit.topk(min(self.kept, merit.shape[1]), dim=1).indices
-        guess = take(guess, kept)
+        batch, places = may_win.shape
+        place = torch.arange(places, device=may_win.device).repeat_interleave(turns)
+        place = place.expand(batch, -1)
+        guess, place = self.narrow(volume, guess, place, may_win, self.kept)
         # each once smaller and once larger: the merit tells which is right
         guess = Guess(
             torch.cat([guess.rotation, guess.rotation], dim=1),
             torch.cat([guess.center_mm, guess.center_mm], dim=1),
             torch.cat([guess.side_mm * 0.87, guess.side_mm * 1.15], dim=1),
         )
-        kept = torch.cat([kept, kept], dim=1)
-        guess, _, merit = self.correct(volume, guess, False)
-        # a place where no brain is seen may be among the kept ones, where there are few others
-        merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
-        few = merit.topk(min(self.kept // 3, merit.shape[1]), dim=1).indices
-        kept = kept.gather(1, few)
-        guess, _, merit = self.correct(volume, take(guess, few), False)
-        merit = merit.masked_fill(~may_win.gather(1, kept), -1e4)
-        best = merit.argmax(1, keepdim=True)
-        guess, _, _ = self.correct(volume, take(guess, best), True)
+        place = torch.cat([place, place], dim=1)
+        guess, place = self.narrow(volume, guess, place, may_win, self.kept // 3)
+        guess, place = self.narrow(volume, guess, place, may_win, 1)
+        guess, _, _ = self.correct(volume, guess, True)
         guess, score, _ = self.correct(volume, guess, True)
-        place = kept.gather(1, best)[:, 0] // turns
-        return guess, score[:, 0].sigmoid(), place
+        return guess, score[:, 0].sigmoid(), place[:, 0]
+
+    def narrow(
+        self, volume: Tensor, guess: Guess, place: Tensor, may_win: Tensor, number: int
+    ) -> tuple[Guess, Tensor]:
+        """The ``number`` best of the poses, corrected, and their places.
+
+        ``place`` (batch, n) numbers the place where each pose began, ``may_win`` (batch, places)
+        tells which places count. Where they have fewer poses than that, others fill up.
+        """
+        guess, _, merit = self.correct(volume, guess, False)
+        merit = merit.masked_fill(~may_win.gather(1, place), -1e4)
+        best = merit.topk(min(number, merit.shape[1]), dim=1).indices
+        return take(guess, best), place.gather(1, best)
 
     def correct(self, volume: Tensor, guess: Guess, mirrored: bool) -> tuple[Guess, Tensor, Tensor]:
         """Better poses by the landmarks in the cubes of ``guess``, and how good those were.

@@ -193,10 +193,12 @@ class RandHeadCropsd(Randomizable, MapTransform):
             middle = (self._place(image) - heads) @ axes / warp
         lattice = self.cells * cube_side @ turn.T + middle
         lattice = self._move(lattice)
-        crop = sample(image[None], (lattice * warp @ axes.T + heads)[None], self.spacing_mm)[0]
         blank = self.R.uniform() < self.blank_prob
         if blank:
             crop = self._gradient()
+        else:
+            points_mm = lattice * warp @ axes.T + heads
+            crop = sample(image[None], points_mm[None], self.spacing_mm)[0]
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
         point = (points - middle) @ turn / cube_side
         aligned = torch.tensor(torch.nan)
