@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+# DDP imports it where it is first built, and its default arguments would then keep the group
+import torch.distributed.nn.functional
 from ignite.engine import Engine
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys, set_determinism
@@ -20,6 +24,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+_wrapped: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
 
 def _together() -> bool:
@@ -85,8 +91,16 @@ def start(seed: int) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes; nothing if there are none."""
+    """Leave the other processes; nothing if there are none.
+
+    What ``parallel`` has wrapped can no longer be trained.
+    """
     if _together():
+        # the group's threads run for as long as anything holds it, and a thread that still runs
+        # when Python ends may abort the process
+        while _wrapped:
+            wrapper = _wrapped.pop()
+            del wrapper.reducer, wrapper.logger, wrapper.process_group
         distributed.destroy_process_group()
 
 
@@ -97,11 +111,13 @@ def parallel(network: nn.Module, device: torch.device) -> DistributedDataParalle
     weights, stays what is saved, loaded, validated and optimised, so that files of one process and
     of several are the same.
     """
-    return DistributedDataParallel(
+    wrapper = DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,  # they are constants: no running statistics
     )
+    _wrapped.add(wrapper)
+    return wrapper
 
 
 def mean(value: Tensor) -> Tensor:
