@@ -22,3 +22,22 @@ def test_the_unet_is_monais(shape, batch):
         expected = expected[..., : shape[0], : shape[1], : shape[2]]
         torch.testing.assert_close(net(volume), expected, atol=1e-4, rtol=1e-4)
     assert net.state_dict().keys() == BasicUNet(3, upsample="nontrainable").state_dict().keys()
+
+
+def test_gradients_in_bfloat16_whatever_memory_holds():
+    """Of the convolutions over 2 x 2 x 2: torch's own are then NaN, or anything."""
+    torch.manual_seed(0)
+    net = Localizer((8, 8, 16, 64, 64, 8)).train()
+    volume = torch.rand(2, 1, 64, 64, 64)
+    net(volume).square().mean().backward()
+    expected = net.down_4.convs.conv_0.conv.weight.grad.clone()
+    for value in (float("nan"), 1e3):
+        for _ in range(5):
+            net.zero_grad()
+            memory = [torch.full((1024 * k,), value) for k in (1, 16, 64, 108, 256, 500)]
+            del memory
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = net(volume).float().square().mean()
+            loss.backward()
+            found = net.down_4.convs.conv_0.conv.weight.grad
+            assert (found - expected).norm() < 0.2 * expected.norm()
