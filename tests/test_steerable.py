@@ -271,3 +271,24 @@ def test_copies_do_not_share_the_kept_kernel():
         assert twin(x).eq(0).all()
         assert torch.equal(conv(x), expected)
     assert list(conv.state_dict()) == ["weight", "center_weight"]
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_gradients_in_bfloat16_whatever_memory_holds(side):
+    """Of a kernel larger than the input: torch's own are then NaN, or anything."""
+    torch.manual_seed(0)
+    conv = s.SteerableConv(MIXED, "1e + 2x1o")
+    x = torch.rand(4, MIXED.dim, side, side, side)
+
+    def gradient():
+        conv.zero_grad()
+        conv(x).float().square().sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in conv.parameters()])
+
+    expected = gradient()
+    for _ in range(10):
+        memory = [torch.full((256 * k,), float("nan")) for k in (1, 4, 16, 32, 64, 108, 256, 500)]
+        del memory
+        with torch.autocast("cpu", torch.bfloat16):
+            found = gradient()
+        assert (found - expected).norm() < 0.05 * expected.norm()

@@ -59,7 +59,7 @@ class Localizer(BasicUNet):
         """``down_4``, in float32 where it is trained.
 
         torch 2.13 reads memory that nobody has written where it computes, in bfloat16 on a CPU,
-        the gradient of the weights of a convolution over 2 x 2 x 2.
+        the gradient of a convolution whose kernel is larger than the input: here 3 against 2.
         """
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out what is inside)
             if self.training:
