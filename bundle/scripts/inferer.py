@@ -9,6 +9,7 @@ import torch
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .crop import Box
 from .network import HeadPoseNet
@@ -77,6 +78,22 @@ def _cubes(get: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     return get("crop").flatten(0, 1), {key: get(key).flatten(0, 1) for key in targets}
 
 
+class SmallInFloat32(TorchFunctionMode):
+    """Within it conv3d of a kernel larger than its input is done in float32, also under autocast.
+
+    torch 2.13 computes its gradient in bfloat16 on a CPU from memory that nobody has written.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not torch.conv3d or min(args[0].shape[2:]) >= max(args[1].shape[2:]):
+            return func(*args, **(kwargs or {}))
+        args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
+        with torch.autocast(args[0].device.type, enabled=False):
+            return func(*args, **(kwargs or {}))
+
+
 class TrainingInferer(Inferer):
     """Calls the network, in bfloat16 where that is precise enough if ``mixed_precision``.
 
@@ -91,7 +108,9 @@ class TrainingInferer(Inferer):
         self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> Any:
         inputs = torch.as_tensor(inputs)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.mixed_precision):
+        if not self.mixed_precision:
+            return network(inputs, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16), SmallInFloat32():
             return network(inputs, *args, **kwargs)
 
 

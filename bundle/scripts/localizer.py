@@ -48,24 +48,12 @@ class Localizer(BasicUNet):
         second = self.down_1(pair)
         third = self.down_2(second)
         fourth = self.down_3(third)
-        up = _joined(self.upcat_4.upsample(self.deepest(fourth)), fourth)
+        up = _joined(self.upcat_4.upsample(self.down_4(fourth)), fourth)
         up = _joined(self.upcat_3.upsample(self.upcat_4.convs(up)), third)
         up = _joined(self.upcat_2.upsample(self.upcat_3.convs(up)), second)
         up = self.upcat_1.upsample(self.upcat_2.convs(up)[: first.shape[0]])
         logits = self.final_conv(self.upcat_1.convs(_joined(up, first)))
         return channels_to_space(logits)[:, :, :nx, :ny, :nz]
-
-    def deepest(self, fourth: Tensor) -> Tensor:
-        """``down_4``, in float32 where it is trained.
-
-        torch 2.13 reads memory that nobody has written where it computes, in bfloat16 on a CPU,
-        the gradient of a convolution whose kernel is larger than the input: here 3 against 2.
-        """
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out what is inside)
-            if self.training:
-                with torch.autocast(fourth.device.type, enabled=False):
-                    return self.down_4(fourth.float())
-        return self.down_4(fourth)
 
     def blocks(self, voxels: int) -> int:
         """Blocks along an axis of so many voxels, with those of the padding."""

@@ -222,12 +222,6 @@ class SteerableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         keep = not self.training and not torch.is_grad_enabled()
         kernel = self._eval_kernel() if keep else self.kernel()
-        if self.training and min(x.shape[2:]) < self.kernel_size:
-            # as in localizer.Localizer.deepest
-            with torch.autocast(x.device.type, enabled=False):
-                dtype = torch.promote_types(x.dtype, torch.float32)
-                padding = self.kernel_size // 2
-                return functional.conv3d(x.to(dtype), kernel.to(dtype), padding=padding)
         return functional.conv3d(x, kernel, padding=self.kernel_size // 2)
 
     def extra_repr(self) -> str:
