@@ -12,8 +12,15 @@ from monai.transforms import Compose, RandGaussianNoised
 
 from conftest import labelled_case
 from scripts.crop import brain_box
-from scripts.geometry import geodesic_deg, head_to_grid, landmark_frame, landmarks_to_pose
+from scripts.geometry import (
+    axis_angle_to_rotation,
+    geodesic_deg,
+    head_to_grid,
+    landmark_frame,
+    landmarks_to_pose,
+)
 from scripts.head_crops import HeadLandmarksd, RandHeadCropsd
+from scripts.landmarks import Landmarks
 from scripts.transforms import LoadVolumed, ToWorkingGridd
 
 STILL = {
@@ -178,14 +185,87 @@ def test_a_cube_that_is_off_is_not_called_in_line(case):
     assert (aligned[off > 0.41] == 0).all()
 
 
-@pytest.mark.parametrize("options", [{"turned_prob": 1.0}, {"elsewhere_prob": 1.0}])
-def test_what_is_out_of_line_or_elsewhere_is_not_in_line(case, options):
-    d = crops(case, crops=40, **{**STILL, **options})
+def test_what_is_out_of_line_is_not_in_line(case):
+    d = crops(case, crops=40, **{**STILL, "turned_prob": 1.0})
     assert not (d["crop_aligned"] == 1).any()
-    if "turned_prob" in options:
-        assert (d["crop_aligned"] == 0).float().mean() > 0.9
-    else:
-        assert d["crop_point"].isnan().all()
+    assert (d["crop_aligned"] == 0).float().mean() > 0.9
+
+
+def test_what_is_elsewhere_is_not_in_line(case):
+    """Unless chance has it that it is where the head is."""
+    options = {**STILL, "elsewhere_prob": 1.0, "spread": 0.9}
+    d = crops(case, crops=80, **options)
+    lost = d["crop_point"].isnan().flatten(1).any(1)
+    assert lost.any()
+    assert not lost.all()
+    assert (d["crop_aligned"][lost] == 0).all()
+    off = d["crop_point"][~lost][:, 0].norm(dim=1)
+    assert off.max() < 0.6
+    assert ((d["crop_aligned"][~lost] == 1) == (off < 0.2)).all()
+
+
+class Claims(torch.nn.Module):
+    """Says of every cube that the landmarks are at these points (3, 3)."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.point = point
+
+    def forward(self, crop):
+        rotation, score = torch.eye(3).expand(len(crop), 3, 3), torch.zeros(len(crop))
+        return Landmarks(crop, self.point.expand(len(crop), 3, 3), rotation, score)
+
+
+def claims(case, turn, shift):
+    """What would be said of a cube in line by a network that errs by a turn and a shift."""
+    still = crops(case, **STILL)["crop_point"][0]
+    return still, Claims(still @ turn.T + shift)
+
+
+def test_the_corrector_moves_cubes_to_where_it_sees_the_head(case):
+    turn = axis_angle_to_rotation(torch.tensor([1.0, 2.0, -1.0]), torch.tensor(20.0))
+    shift = torch.tensor([0.05, -0.1, 0.03])
+    still, network = claims(case, turn, shift)
+    once = {**STILL, "corrector": network, "corrected_prob": 1.0, "corrections": 1}
+    d = crops(case, **once)
+    expected = (still - network.point[0]) @ turn
+    torch.testing.assert_close(d["crop_point"], expected.expand(6, 3, 3), atol=1e-4, rtol=0)
+    assert d["crop_aligned"].tolist() == [1.0] * 6
+    found = heights(d["crop"], d["crop_point"])
+    torch.testing.assert_close(found, torch.tensor([1.0, 2, 3]).expand(6, 3), atol=0.35, rtol=0)
+    # twice as far: out of line
+    twice = crops(case, **{**once, "corrections": 2})
+    frame = landmark_frame(*twice["crop_point"].unbind(1))
+    assert geodesic_deg(frame[0], turn.T @ turn.T).item() < 0.1
+    assert twice["crop_aligned"].isnan().all()
+
+
+def test_some_cubes_are_corrected_once_and_fewer_again(case):
+    turn = axis_angle_to_rotation(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(20.0))
+    _, network = claims(case, turn, torch.zeros(3))
+    options = {"crops": 200, "corrector": network, "corrected_prob": 0.4, "size": 16}
+    d = crops(case, **{**STILL, **options})
+    frame = landmark_frame(*d["crop_point"].unbind(1))
+    angles = geodesic_deg(frame, torch.eye(3).expand_as(frame))
+    share = [((angles - k * 20).abs() < 1).float().mean().item() for k in range(3)]
+    assert share == pytest.approx([0.6, 0.24, 0.16], abs=0.1)
+    assert sum(share) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("options", [{"mirror_prob": 1.0}, {"stretch": 1.25}, {"angle_deg": 20.0}])
+def test_corrected_cubes_show_the_landmarks_where_they_say(case, options):
+    turn = axis_angle_to_rotation(torch.tensor([1.0, -1.0, 2.0]), torch.tensor(15.0))
+    _, network = claims(case, turn, torch.tensor([-0.05, 0.05, 0.02]))
+    d = crops(case, **{**STILL, **options, "corrector": network, "corrected_prob": 1.0})
+    left, right = (3, 2) if "mirror_prob" in options else (2, 3)
+    expected = torch.tensor([1.0, left, right]).expand(6, 3)
+    torch.testing.assert_close(heights(d["crop"], d["crop_point"]), expected, atol=0.35, rtol=0)
+
+
+def test_blank_cubes_are_not_corrected(case):
+    _, network = claims(case, torch.eye(3), torch.tensor([0.1, 0.0, 0.0]))
+    options = {**STILL, "blank_prob": 1.0, "corrector": network, "corrected_prob": 1.0}
+    assert crops(case, **options)["crop"].equal(crops(case, **{**STILL, "blank_prob": 1.0})["crop"])
 
 
 def test_elsewhere_is_rather_where_it_is_bright(case):

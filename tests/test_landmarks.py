@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Engine
+from torch.utils.data import DataLoader
 
 from scripts.geometry import geodesic_deg, landmarks_to_pose
-from scripts.landmarks import LandmarkNet
+from scripts.landmarks import FreshCopy, LandmarkNet, SharedCopy
 
 
 @pytest.fixture
@@ -58,3 +60,42 @@ def test_gradients_reach_every_parameter(net):
     (found.heatmap.square().sum() + found.score.sum()).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+class Seen(torch.utils.data.Dataset):
+    """What a network says of a cube of ones, of each of 2 items."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.network(torch.ones(1, 1, 16, 16, 16)).score
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shared_copy_follows_its_network_from_epoch_to_epoch(net, num_workers):
+    """Within an epoch it stays; workers that live on see the new weights too."""
+    shared = SharedCopy(net)
+    assert not any(parameter.requires_grad for parameter in shared.parameters())
+    loader = DataLoader(Seen(shared), num_workers=num_workers, persistent_workers=num_workers > 0)
+    bias, seen = net.summary.bias.detach(), []
+
+    def step(engine, score):
+        seen.append(score.item())
+        bias.add_(1.0)
+
+    trainer = Engine(step)
+    FreshCopy(shared).attach(trainer)
+    trainer.run(loader, max_epochs=2)
+    first = seen[0]
+    assert seen == pytest.approx([first, first, first + 2, first + 2], abs=1e-5)
+    assert net.summary.bias.requires_grad
+
+
+def test_a_chain_without_landmarks_has_nothing_to_copy():
+    trainer = Engine(lambda engine, batch: None)
+    FreshCopy(SharedCopy(None)).attach(trainer)
+    trainer.run([0], max_epochs=1)

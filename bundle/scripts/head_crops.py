@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.transforms import Compose, MapTransform, Randomizable
 from monai.utils import convert_to_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .crop import TYPICAL_BRAIN_MM, brain_box, cube_cells, sample
@@ -24,6 +24,7 @@ from .geometry import (
     half_turns,
     head_to_grid,
     landmark_frame,
+    nearest_rotation,
     quaternion_to_rotation,
     voxel_to_grid,
 )
@@ -33,6 +34,7 @@ from .transforms import Data, world_pose
 # in line with the head, or not; between them a cube is neither
 ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0
 NEAR, FAR, NEAR_SCALE = 0.2, 0.4, 1.4  # distance from the brain in sides of the cube, its scale
+LOST, LOST_DEG = 0.6, 75.0  # so far off, or out of line, there is nothing to correct
 
 
 class HeadLandmarksd(MapTransform):
@@ -81,6 +83,64 @@ def _eyes(label: Tensor, head: Tensor, spacing_mm: float) -> Tensor:
     return torch.stack([points[lateral < 0].mean(0), points[lateral > 0].mean(0)]).float()
 
 
+class Head(NamedTuple):
+    """What the reference says of a head; lengths in mm, points in the grid frame."""
+
+    axes: Tensor  # (3, 3), in columns
+    origin: Tensor  # (3,)
+    landmarks_mm: Tensor  # (3, 3), NaN for unknown ones
+    brain_mm: Tensor  # (3,); NaN for a volume without a head
+    side_mm: Tensor  # (): of the right cube around the brain
+
+    def own(self, points: Tensor, warp: Tensor) -> Tensor:
+        """Points (..., 3) in the coordinates of the head before ``warp`` stretched it."""
+        return (points - self.origin) @ self.axes / warp
+
+    def own_landmarks(self, warp: Tensor) -> Tensor:
+        """The landmarks (3, 3) there; in the mirror image of a head the left eye is a right one."""
+        points = self.own(self.landmarks_mm, warp)
+        return points[[0, 2, 1]] if warp[0] < 0 else points
+
+    def upright(self, warp: Tensor) -> Tensor:
+        """Rotation (3, 3) of a cube in line: stretching moves the eyes, which span the frame."""
+        points = self.own_landmarks(warp)
+        if points.isnan().any():
+            return torch.eye(3)
+        return landmark_frame(points[0], points[1], points[2])
+
+
+class Cube(NamedTuple):
+    """Where a cube stands, in the coordinates of the head before ``warp`` stretched it."""
+
+    warp: Tensor  # (3,) factors along the head's axes; the first is negative for a mirrored head
+    turn: Tensor  # (3, 3) rotation from the cube's frame
+    middle: Tensor  # (3,) mm
+    side_mm: Tensor  # ()
+    grow: float  # its side as a factor of the right one
+    blank: bool  # it shows a gradient in a box and nothing else
+
+    def moved(self, point: Tensor) -> Cube:
+        """To where the landmarks (3, 3), in sides of the cube, would be in line."""
+        turn = nearest_rotation(self.turn @ landmark_frame(point[0], point[1], point[2]))
+        return self._replace(turn=turn, middle=self.middle + self.side_mm * (self.turn @ point[0]))
+
+    def target(self, head: Head) -> tuple[Tensor, Tensor]:
+        """Landmarks (3, 3) in sides of the cube, NaN for unknown ones, and ``aligned`` ()."""
+        point = (head.own_landmarks(self.warp) - self.middle) @ self.turn / self.side_mm
+        off = (head.own(head.brain_mm, self.warp) - self.middle).norm() / self.side_mm
+        angle = geodesic_deg(head.upright(self.warp), self.turn)
+        nothing = self.blank or bool(off.isnan())
+        near = off < NEAR and abs(math.log(self.grow)) < math.log(NEAR_SCALE)
+        aligned = torch.tensor(torch.nan)
+        if nothing or off > FAR or angle > ASTRAY_DEG:
+            aligned = torch.tensor(0.0)
+        elif angle < ALIGNED_DEG and near:
+            aligned = torch.tensor(1.0)
+        if nothing or off > LOST or angle > LOST_DEG:
+            point = torch.full_like(point, torch.nan)
+        return point, aligned
+
+
 class RandHeadCropsd(Randomizable, MapTransform):
     """Add random cubes of a volume, and where the landmarks are in them.
 
@@ -111,6 +171,10 @@ class RandHeadCropsd(Randomizable, MapTransform):
     bend_prob, bend_mm : probability of a smooth random displacement; its standard deviation is
         uniform up to this
     motion_prob, motion_mm : the same for a displacement of every slice of a random orientation
+    corrector : ``LandmarkNet`` that moves cubes as the search for the head does, so that what is
+        called a head then, rightly or not, is trained on: a ``SharedCopy`` of the network
+    corrected_prob, corrections : probability that a cube is so moved, and that it is so moved
+        again, up to this number of times. Bending, motion and artefacts are drawn anew each time.
     """
 
     def __init__(
@@ -136,6 +200,9 @@ class RandHeadCropsd(Randomizable, MapTransform):
         motion_mm: float = 2.5,
         spacing_mm: float = 4.0,
         image_key: str = "image",
+        corrector: nn.Module | None = None,
+        corrected_prob: float = 0.5,
+        corrections: int = 2,
     ) -> None:
         MapTransform.__init__(self, [image_key])
         self.transforms = Compose(transforms)
@@ -147,6 +214,8 @@ class RandHeadCropsd(Randomizable, MapTransform):
         self.mirror_prob, self.spacing_mm = mirror_prob, spacing_mm
         self.bend_prob, self.bend_mm = bend_prob, bend_mm
         self.motion_prob, self.motion_mm = motion_prob, motion_mm
+        self.corrector, self.corrected_prob = corrector, corrected_prob
+        self.corrections = corrections
         self.cells = cube_cells(size, torch.float32)
 
     def set_random_state(
@@ -158,59 +227,59 @@ class RandHeadCropsd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
-        frame = head_frame(d, self.spacing_mm)
-        made = [self._crop(d, *frame) for _ in range(self.crops)]
-        for k, name in enumerate(("crop", "crop_point", "crop_aligned")):
-            d[name] = torch.stack([each[k] for each in made])
+        axes, origin = head_frame(d, self.spacing_mm)
+        head = Head(axes, origin, d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"])
+        image = d[self.keys[0]].as_tensor().float()
+        cubes = [self._draw(image, head) for _ in range(self.crops)]
+        shown = [self._show(image, head, cube) for cube in cubes]
+        if self.corrector is not None:
+            self._correct(image, head, cubes, shown, self.corrector)
+        targets = [cube.target(head) for cube in cubes]
+        d["crop"] = torch.stack(shown)
+        d["crop_point"] = torch.stack([point for point, _ in targets])
+        d["crop_aligned"] = torch.stack([aligned for _, aligned in targets])
         return d
 
-    def _crop(self, d: Data, axes: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        image = d[self.keys[0]].as_tensor().float()
-        landmarks, center, side = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
-        nowhere = bool(center.isnan().any())
+    def _draw(self, image: Tensor, head: Head) -> Cube:
+        nowhere = bool(head.brain_mm.isnan().any())
         elsewhere = nowhere or self.R.uniform() < self.elsewhere_prob
-        if nowhere:
-            center = torch.zeros(3)
         warp = self._warp()
-        # the head's own coordinates, in which everything below counts
-        points = (landmarks - heads) @ axes / warp
-        brain = (center - heads) @ axes / warp
-        right = torch.eye(3)
-        if warp[0] < 0:
-            points = points[[0, 2, 1]]
-        if not points.isnan().any():
-            # stretching moves the eyes, and the frame is the one that they span
-            right = landmark_frame(points[0], points[1], points[2])
-        turn = right @ self._turn()
-        angle = geodesic_deg(right, turn)
+        turn = head.upright(warp) @ self._turn()
         shift, scale = self.shift, self.scale
         if self.R.uniform() < self.off_prob:
             shift, scale = self.off_shift, self.off_scale
         grow = float(np.exp(self.R.uniform(-1, 1) * math.log(scale)))
-        cube_side = side * grow
-        middle = brain + side * torch.from_numpy(self.R.normal(size=3) * shift).float()
-        if elsewhere:
-            middle = (self._place(image) - heads) @ axes / warp
-        lattice = self.cells * cube_side @ turn.T + middle
-        lattice = self._move(lattice)
-        blank = self.R.uniform() < self.blank_prob
-        if blank:
+        offset = head.side_mm * torch.from_numpy(self.R.normal(size=3) * shift).float()
+        place = self._place(image) if elsewhere else head.brain_mm
+        middle = head.own(place, warp) + (0.0 if elsewhere else offset)
+        blank = bool(self.R.uniform() < self.blank_prob)
+        return Cube(warp, turn, middle, head.side_mm * grow, grow, blank)
+
+    def _show(self, image: Tensor, head: Head, cube: Cube) -> Tensor:
+        """The cube (1, size, size, size) of ``image``, with artefacts of its own."""
+        lattice = self._move(self.cells * cube.side_mm @ cube.turn.T + cube.middle)
+        if cube.blank:
             crop = self._gradient()
         else:
-            points_mm = lattice * warp @ axes.T + heads
+            points_mm = lattice * cube.warp @ head.axes.T + head.origin
             crop = sample(image[None], points_mm[None], self.spacing_mm)[0]
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
-        point = (points - middle) @ turn / cube_side
-        aligned = torch.tensor(torch.nan)
-        off = (brain - middle).norm() / cube_side
-        near = off < NEAR and abs(math.log(grow)) < math.log(NEAR_SCALE)
-        if nowhere or blank or off > FAR or angle > ASTRAY_DEG:
-            aligned = torch.tensor(0.0)
-        elif angle < ALIGNED_DEG and near and not elsewhere:
-            aligned = torch.tensor(1.0)
-        if elsewhere or blank or angle > 75.0:  # so far out of line there is nothing to correct
-            point = torch.full_like(point, torch.nan)
-        return convert_to_tensor(crop, torch.float32, track_meta=False), point, aligned
+        return convert_to_tensor(crop, torch.float32, track_meta=False)
+
+    def _correct(
+        self, image: Tensor, head: Head, cubes: list[Cube], shown: list[Tensor], network: nn.Module
+    ) -> None:
+        """Move some of the cubes to where the network thinks that they should be."""
+        chosen = [k for k, cube in enumerate(cubes) if not cube.blank]
+        for _ in range(self.corrections):
+            chosen = [k for k in chosen if self.R.uniform() < self.corrected_prob]
+            if not chosen:
+                return
+            with torch.no_grad():
+                found = network(torch.stack([shown[k] for k in chosen]))
+            for k, point in zip(chosen, found.point.float(), strict=True):
+                cubes[k] = cubes[k].moved(point)
+                shown[k] = self._show(image, head, cubes[k])
 
     def _place(self, image: Tensor) -> Tensor:
         """Somewhere (3,) in the volume, grid frame; the brighter, the likelier."""
