@@ -251,6 +251,8 @@ def test_half_and_quarter_turns_are_rotations_of_the_cube():
         torch.testing.assert_close(torch.linalg.det(turns), torch.ones(len(turns)))
         assert len(torch.unique(turns, dim=0)) == len(turns)
     assert g.half_turns()[0].equal(torch.eye(3))
+    z = torch.tensor([0.0, 0.0, 1.0])
+    assert (g.quarter_turns() @ z).eq(z).all()
 
 
 def test_axis_and_angle_agree_with_scipy():

@@ -119,7 +119,7 @@ class PoseChain(nn.Module):
     """Localizer, crop, rotation network, frame: volumes (batch, 1, x, y, z) -> poses (batch, 4, 4).
 
     With ``landmarks`` the pose so found is where the search begins. It, its half turns and its
-    quarter turns about each axis of the head, at each place where a head may be, are corrected by
+    quarter turns about the head's long axis, at each place where a head may be, are corrected by
     the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
     are corrected again, in a smaller and a larger cube, and so on; the best of them twice more,
     together with its mirror image. The confidence is the probability, as the network sees it, that
@@ -172,8 +172,8 @@ class PoseChain(nn.Module):
         self.typical_side_mm = TYPICAL_BRAIN_MM / self.crop_fill
         self.apart_mm = 64.0  # radius in which there is no second head
         # poses that are corrected a second time, in two sizes; a third of them a third time
-        self.kept = 9
-        self.candidates = 3  # places of a volume that are looked at closely
+        self.kept = 6
+        self.candidates = 2  # places of a volume that are looked at closely
 
     def forward(self, volume: Tensor) -> Tensor:
         """Pose ``head_to_grid`` (batch, 4, 4) in mm; NaN where there is no head."""

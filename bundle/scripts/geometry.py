@@ -74,10 +74,8 @@ def half_turns() -> Tensor:
 
 
 def quarter_turns() -> Tensor:
-    """(6, 3, 3) float32: a quarter turn about x, y and z, either way."""
-    about = (rotation_about_x, rotation_about_y, rotation_about_z)
-    turns = [rotate(angle_deg) for rotate in about for angle_deg in (90.0, -90.0)]
-    return torch.stack(turns).round().float()
+    """(2, 3, 3) float32: a quarter turn about z, either way."""
+    return torch.stack([rotation_about_z(angle_deg) for angle_deg in (90.0, -90.0)]).round().float()
 
 
 def spread_rotations(number: int) -> Tensor:
