@@ -26,6 +26,7 @@ from scripts.variants import (
     write_variant,
 )
 
+WITH_HEAD = ["navigator", "regridded"]
 SHAPE = (50, 44, 30)
 VOXEL_MM = (3.0, 3.0, 4.5)
 # mm in the head frame; the two unequal ones lie to the right and to the left
@@ -92,7 +93,7 @@ def make(kind, dataset, output, **options):
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_entries_keep_pose_and_keys_and_files_are_laid_out_for_inference(kind, dataset, tmp_path):
     output = tmp_path / "variant"
     content = make(kind, dataset, output)
@@ -110,7 +111,7 @@ def test_entries_keep_pose_and_keys_and_files_are_laid_out_for_inference(kind, d
     assert not list(output.rglob(".*"))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_content_stays_at_its_place_in_the_world(kind, dataset, tmp_path):
     voxel_mm = {"navigator": 6.0, "regridded": 3.5}[kind]
     clean = {"slab_offset_mm": 0, "delay_s": (99, 99), "noise": (0, 0)}
@@ -129,7 +130,7 @@ def test_content_stays_at_its_place_in_the_world(kind, dataset, tmp_path):
         assert errors.max() < voxel_mm / 2, errors
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_label_and_image_align(kind, dataset, tmp_path):
     entry = make(kind, dataset, tmp_path / "variant")["test"][0]
     (image, affine), (label, label_affine) = (
@@ -160,6 +161,47 @@ def test_navigator_stands_near_the_head_or_the_middle_of_a_volume_without(datase
     assert np.abs(shifts).max() <= 40 + 1e-3
     assert np.abs(shifts).max() > 20
     assert (np.std(shifts, axis=0) > 5).all()
+
+
+@pytest.fixture
+def mother(tmp_path):
+    """A mother of intensity 1 that ends 180 mm to one side of a head of intensity 9."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    shape = (90, 60, 50)
+    affine = make_affine("LIP", (4.0, 4.0, 4.5), 15.0, shape)
+    world = world_points(affine, shape)
+    pose = head_pose()
+    pose[:3, 3] = affine[:3, :3] @ (25, 30, 25) + affine[:3, 3]
+    squared = ((world - pose[:3, 3]) ** 2).sum(-1)
+    image = np.where(squared < 75**2, 9, 1).astype(np.float32)
+    image[80:] = 0
+    entry = {"head_to_world": pose.tolist(), "right_eye_mm": [0, 0, 0], "left_eye_mm": [1, 1, 1]}
+    entry |= {"image": "a.nii.gz", "label": "a_label.nii.gz", "subject": "s", "ga_weeks": 30}
+    save_nifti(folder / "a.nii.gz", image, affine)
+    save_nifti(folder / "a_label.nii.gz", (squared < 40**2).astype(np.uint8), affine)
+    (folder / "dataset.json").write_text(json.dumps({"test": [entry]}))
+    return folder
+
+
+def test_headless_shows_what_is_beside_the_head(mother, tmp_path):
+    entries = make("headless", mother, tmp_path / "variant", repeats=5)["test"]
+    for entry in entries:
+        assert set(entry) == {"image", "label", "subject", "ga_weeks", "head_to_world"}
+        assert entry["head_to_world"] is None
+        image, affine = read(tmp_path / "variant" / entry["image"])
+        np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), 6.0, atol=1e-3)
+        assert image.max() < 2  # mother and noise
+        assert (image > 0.5).mean() > 0.1  # of 17 % beyond the plane
+        assert not read(tmp_path / "variant" / entry["label"])[0].any()
+    assert len({read(tmp_path / "variant" / entry["image"])[0].tobytes() for entry in entries}) == 5
+
+
+def test_headless_names_the_volume_that_shows_nothing_else(dataset, tmp_path):
+    affine = centered_affine(np.eye(3) * 5, head_pose()[:3, 3], (9, 9, 9))
+    save_nifti(dataset / "volumes/b.nii.gz", np.ones((9, 9, 9)), affine)
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: nothing of the volume is 85 mm"):
+        make("headless", dataset, tmp_path / "variant")
 
 
 def test_slab_is_a_dark_plane_near_the_brain():
@@ -285,7 +327,7 @@ def test_the_same_seed_gives_the_same_volume_in_every_process(dataset, tmp_path)
     np.testing.assert_allclose(affine[0, :3] / 3.5, [0.267224, 0.800291, -0.536773], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_a_volume_depends_on_seed_case_and_repeat_only(kind, dataset, tmp_path):
     def volumes(folder, entries):
         return {Path(e["image"]).name: read(tmp_path / folder / e["image"]) for e in entries}

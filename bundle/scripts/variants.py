@@ -2,6 +2,7 @@
 
 - ``navigator``: coarse and oblique, with the slab that the last slice left, and noise.
 - ``regridded``: the same content, turned and stored left-handed.
+- ``headless``: a navigator of what lies beside the head; nothing is to be found in it.
 
 From the bundle's folder:
 
@@ -158,7 +159,44 @@ def regridded(source: Volume, rotation: NDArray, voxel_mm: float) -> Volume:
     return resampled(source, centered_affine(linear, volume_center_mm(source), shape), shape)
 
 
-KINDS = {"navigator": (random_navigator, 6.0), "regridded": (random_regridded, 3.5)}
+def random_headless(
+    source: Volume,
+    center_mm: NDArray,
+    random: np.random.RandomState,
+    voxel_mm: float = 6.0,
+    distance_mm: float = 85.0,
+) -> Volume:
+    """A navigator of the mother and the rest of the fetus: the field of view ends beside the head.
+
+    It is cut by a plane ``distance_mm`` from the brain's centre, which leaves out the face too. Of
+    64 uniform directions that one is taken on whose side most of the volume is left.
+    """
+    normals = random.normal(size=(64, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    index = np.indices(source.image.shape, dtype=np.float32).reshape(3, -1)
+    shown = source.image.ravel() > 0
+    offsets = normals @ (
+        source.affine[:3, :3] @ index + (source.affine[:3, 3] - center_mm)[:, None]
+    )
+    beyond = offsets > distance_mm
+    best = int((beyond & shown).sum(1).argmax())
+    if not (beyond[best] & shown).any():
+        raise ValueError(f"nothing of the volume is {distance_mm:g} mm from the brain or further")
+    kept = beyond[best].reshape(source.image.shape)
+    middle = index[:, beyond[best] & shown].mean(1)
+    label = None if source.label is None else source.label * kept
+    rest = source._replace(image=source.image * kept, label=label)
+    place = source.affine[:3, :3] @ middle + source.affine[:3, 3]
+    return random_navigator(rest, place, random, voxel_mm)
+
+
+KINDS = {
+    "navigator": (random_navigator, 6.0),
+    "regridded": (random_regridded, 3.5),
+    "headless": (random_headless, 6.0),
+}
+# of an entry, what is no longer true without the head
+OF_THE_HEAD = ("head_to_world", "right_eye_mm", "left_eye_mm")
 
 
 def write_variant(
@@ -173,14 +211,15 @@ def write_variant(
 ) -> Path:
     """Write the variant of one section as a data set; return the path of its dataset.json.
 
-    Entries keep their keys and poses. A volume depends on the seed, its case's name and the number
-    of the repeat only, so a run that was stopped goes on where it was.
+    Entries keep their keys and poses, but for headless ones, which have none. A volume depends on
+    the seed, its case's name and the number of the repeat only, so a run that was stopped goes on
+    where it was.
 
     Parameters
     ----------
-    kind : "navigator" or "regridded"
+    kind : "navigator", "regridded" or "headless"
     repeats : variants of every volume, named case, case_repeat1, case_repeat2, ...
-    voxel_mm : size of the new voxels; None for 6 mm (navigator) or 3.5 mm (regridded)
+    voxel_mm : size of the new voxels; None for 3.5 mm (regridded) or 6 mm
 
     Raises
     ------
@@ -244,6 +283,9 @@ def _write_volume(
     record = root / f"{section}_labels/{name}.json"
     # The repeats of a volume without a subject are still of one subject.
     result = {"subject": entry["subject"], **keys, "image": image}
+    if parameters["kind"] == "headless":
+        result = {key: value for key, value in result.items() if key not in OF_THE_HEAD}
+        result["head_to_world"] = None
     if "label" in entry:
         result["label"] = label
     if record.exists():
@@ -259,7 +301,10 @@ def _write_volume(
     sequence = np.random.SeedSequence([parameters["seed"], number, repeat])
     random = np.random.RandomState(np.random.MT19937(sequence))
     make: Any = KINDS[parameters["kind"]][0]
-    volume: Volume = make(source, center, random, voxel_mm=parameters["voxel_mm"])
+    try:
+        volume: Volume = make(source, center, random, voxel_mm=parameters["voxel_mm"])
+    except ValueError as error:
+        raise ValueError(f"{entry['image']}: {error}") from error
     write_nifti(root / image, volume.image, volume.affine)
     if volume.label is not None:
         write_nifti(root / label, volume.label, volume.affine)
@@ -307,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--section", default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="variants of every volume")
-    parser.add_argument("--voxel_mm", type=float, help="6 for navigator, 3.5 for regridded")
+    parser.add_argument("--voxel_mm", type=float, help="3.5 for regridded, else 6")
     try:
         print(write_variant(**vars(parser.parse_args(arguments))))
     except (ValueError, FileNotFoundError) as error:
