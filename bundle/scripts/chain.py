@@ -115,6 +115,15 @@ def take(guess: Guess, index: Tensor) -> Guess:
     )
 
 
+def resized(guess: Guess, factors: list[float]) -> Guess:
+    """Each of the poses with its cube in several sizes, all with the first of them first."""
+    return Guess(
+        torch.cat([guess.rotation for _ in factors], dim=1),
+        torch.cat([guess.center_mm for _ in factors], dim=1),
+        torch.cat([guess.side_mm * factor for factor in factors], dim=1),
+    )
+
+
 class PoseChain(nn.Module):
     """Localizer, crop, rotation network, frame: volumes (batch, 1, x, y, z) -> poses (batch, 4, 4).
 
@@ -122,8 +131,8 @@ class PoseChain(nn.Module):
     quarter turns about the head's long axis, at each place where a head may be, are corrected by
     the landmarks in a cube that is turned with the head. Those whose cubes look most like a head
     are corrected again, in a smaller and a larger cube, and so on; the best of them twice more,
-    together with its mirror image. The confidence is the probability, as the network sees it, that
-    the cube is in line.
+    together with its mirror image and at last in three sizes. The confidence is the probability,
+    as the network sees it, that the cube is in line.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
     ``HeadPoseNet`` is such a chain that can be trained, and says what the parameters mean.
@@ -316,16 +325,19 @@ class PoseChain(nn.Module):
         place = place.expand(batch, -1)
         guess, place = self.narrow(volume, guess, place, may_win, self.kept)
         # each once smaller and once larger: the merit tells which is right
-        guess = Guess(
-            torch.cat([guess.rotation, guess.rotation], dim=1),
-            torch.cat([guess.center_mm, guess.center_mm], dim=1),
-            torch.cat([guess.side_mm * 0.87, guess.side_mm * 1.15], dim=1),
-        )
-        place = torch.cat([place, place], dim=1)
+        guess = resized(guess, [0.87, 1.15])
+        place = place.repeat(1, 2)
         guess, place = self.narrow(volume, guess, place, may_win, self.kept // 3)
         guess, place = self.narrow(volume, guess, place, may_win, 1)
         guess, _, _ = self.correct(volume, guess, True)
-        guess, score, _ = self.correct(volume, guess, True)
+        # the mean over three sizes
+        guess, score, _ = self.correct(volume, resized(guess, [0.87, 1.0, 1.15]), True)
+        guess = Guess(
+            nearest_rotation(guess.rotation.sum(1, keepdim=True)),
+            guess.center_mm.mean(1, keepdim=True),
+            guess.side_mm[:, 1:2],
+        )
+        score = score.mean(1, keepdim=True)
         return guess, score[:, 0].sigmoid(), place[:, 0]
 
     def narrow(
