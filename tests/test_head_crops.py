@@ -212,8 +212,7 @@ class Claims(torch.nn.Module):
         self.point = point
 
     def forward(self, crop):
-        rotation, score = torch.eye(3).expand(len(crop), 3, 3), torch.zeros(len(crop))
-        return Landmarks(crop, self.point.expand(len(crop), 3, 3), rotation, score)
+        return Landmarks(crop, self.point.expand(len(crop), 3, 3), torch.zeros(len(crop)))
 
 
 def claims(case, turn, shift):

@@ -271,7 +271,7 @@ def landmarks_at(point, score=0.0):
     squares = (cells - point[:, :, None]).square().sum(-1)
     heatmap = (-squares / (2 * 0.045**2)).unflatten(2, (16, 16, 16))
     one = torch.ones(len(point))
-    return Landmarks(heatmap, point, torch.eye(3).expand(len(point), 3, 3), score * one)
+    return Landmarks(heatmap, point, score * one)
 
 
 def cube_target(point, aligned=1.0):

@@ -67,9 +67,7 @@ class Seeing(nn.Module):
                 found, angle = HEAD.to(cube) / 150, torch.tensor(180.0)
             points.append(found)
             scores.append((25 - angle).to(cube) / 5)
-        points = torch.stack(points)
-        frame = landmark_frame(points[:, 0], points[:, 1], points[:, 2])
-        return Landmarks(crop, points, frame, torch.stack(scores))
+        return Landmarks(crop, torch.stack(points), torch.stack(scores))
 
 
 def rotation(seed):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .crop import cube_cells
-from .geometry import landmark_frame
 from .localizer import space_to_channels
 
 
@@ -20,7 +19,6 @@ class Landmarks(NamedTuple):
 
     heatmap: Tensor  # (batch, 3, s, s, s) logits
     point: Tensor  # (batch, 3, 3): brain's centre, left eye, right eye
-    rotation: Tensor  # (batch, 3, 3): head to cube
     score: Tensor  # (batch,): logit of whether the cube is aligned with the head (25 degrees)
 
 
@@ -76,8 +74,7 @@ class LandmarkNet(nn.Module):
         # what is striking anywhere, such as eyes, beside what is where in the cube
         seen = torch.cat([third.flatten(1), up.amax([2, 3, 4])], dim=1)
         score = self.summary(functional.silu(self.hidden(seen)))[:, 0].to(self.lattice.dtype)
-        rotation = landmark_frame(point[:, 0], point[:, 1], point[:, 2])
-        return Landmarks(heatmap, point, rotation, score)
+        return Landmarks(heatmap, point, score)
 
 
 def _block(channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Sequential:
