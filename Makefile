@@ -60,10 +60,10 @@ weights: setup
 		--epochs 94 --val_interval 94 --rotation_lr 0.012 \
 		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/all
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(BOTH) \
-		--phantom_share 0.3 --samples_per_epoch 400 --epochs 30 --val_interval 30 \
+		--phantom_share 0.3 --samples_per_epoch 400 --epochs 60 --val_interval 60 \
 		--init_path $(WEIGHTS)/all/model.pt --output_dir $(WEIGHTS)/localizer
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/landmarks.json']" $(BOTH) \
-		--phantom_share 0.3 --samples_per_epoch 200 --epochs 60 --val_interval 60 \
+		--phantom_share 0.3 --samples_per_epoch 200 --epochs 150 --val_interval 150 \
 		--init_path $(WEIGHTS)/localizer/model.pt --output_dir $(WEIGHTS)/final
 
 # Three sites whose volumes differ fine-tune the shipped weights without sharing them; ends with a

@@ -36,6 +36,7 @@ PLAIN = {
     "train#cubes#mirror_prob": 0.0,
     "train#cubes#bend_prob": 0.0,
     "train#cubes#motion_prob": 0.0,
+    "train#cubes#corrected_prob": 0.0,
     "network_def#maps_dropout": 0.0,
     "network_def#min_brain_ml": 0.0,
     "network_def#min_density": 0.0,
