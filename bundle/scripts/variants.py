@@ -174,19 +174,17 @@ def random_headless(
     normals = random.normal(size=(64, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     index = np.indices(source.image.shape, dtype=np.float32).reshape(3, -1)
+    points = source.affine[:3, :3] @ index + (source.affine[:3, 3] - center_mm)[:, None]
     shown = source.image.ravel() > 0
-    offsets = normals @ (
-        source.affine[:3, :3] @ index + (source.affine[:3, 3] - center_mm)[:, None]
-    )
-    beyond = offsets > distance_mm
-    best = int((beyond & shown).sum(1).argmax())
-    if not (beyond[best] & shown).any():
+    # one by one: all at once would take a gigabyte for a stack
+    sizes = [np.count_nonzero(shown & (normal @ points > distance_mm)) for normal in normals]
+    if not max(sizes):
         raise ValueError(f"nothing of the volume is {distance_mm:g} mm from the brain or further")
-    kept = beyond[best].reshape(source.image.shape)
-    middle = index[:, beyond[best] & shown].mean(1)
+    kept = normals[int(np.argmax(sizes))] @ points > distance_mm
+    place = center_mm + points[:, kept & shown].mean(1)
+    kept = kept.reshape(source.image.shape)
     label = None if source.label is None else source.label * kept
     rest = source._replace(image=source.image * kept, label=label)
-    place = source.affine[:3, :3] @ middle + source.affine[:3, 3]
     return random_navigator(rest, place, random, voxel_mm)
 
 
