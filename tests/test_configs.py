@@ -135,7 +135,7 @@ def test_training_of_one_part(part, trained, phantoms, tmp_path):
     assert changed == {part}
     if part == "landmarks":  # its cubes were moved by what the network was before the epoch
         mover = run.parser.get_parsed_content("train#cubes").corrector
-        for key, value in mover.copy.state_dict().items():
+        for key, value in mover.state_dict().items():
             assert value.equal(before[f"landmarks.{key}"])
     # and it goes on where it was stopped
     resumed = workflow(part, **overrides | {"epochs": 2, "resume": True, "init_path": None})

@@ -25,8 +25,8 @@ from .crop import (
 from .geometry import (
     frame_to_rotation,
     half_turns,
-    landmark_frame,
     nearest_rotation,
+    put_in_line,
     quarter_turns,
     rigid,
     top_eigenvector,
@@ -337,8 +337,7 @@ class PoseChain(nn.Module):
             guess.center_mm.mean(1, keepdim=True),
             guess.side_mm[:, 1:2],
         )
-        score = score.mean(1, keepdim=True)
-        return guess, score[:, 0].sigmoid(), place[:, 0]
+        return guess, score.mean(1).sigmoid(), place[:, 0]
 
     def narrow(
         self, volume: Tensor, guess: Guess, place: Tensor, may_win: Tensor, number: int
@@ -385,13 +384,8 @@ class PoseChain(nn.Module):
             merit = (merit[:count] + merit[count:]) / 2
         shape = [guess.side_mm.shape[0], guess.side_mm.shape[1]]
         point = point.unflatten(0, shape)
-        turn = landmark_frame(point[:, :, 0], point[:, :, 1], point[:, :, 2])
-        moved = (guess.rotation @ point[:, :, 0].unsqueeze(-1)).squeeze(-1)
-        better = Guess(
-            nearest_rotation(guess.rotation @ turn),
-            guess.center_mm + guess.side_mm.unsqueeze(-1) * moved,
-            guess.side_mm,
-        )
+        rotation, center_mm = put_in_line(guess.rotation, guess.center_mm, guess.side_mm, point)
+        better = Guess(rotation, center_mm, guess.side_mm)
         return better, score.unflatten(0, shape), merit.unflatten(0, shape)
 
     def near(self, mask: Tensor, place: Tensor) -> Tensor:

@@ -298,3 +298,17 @@ def landmark_frame(
     frame = torch.stack([torch.linalg.cross(forward, up), forward, up], dim=-1)
     below_deg = torch.tensor(eyes_below_deg, dtype=frame.dtype, device=frame.device)
     return frame @ rotation_about_x(below_deg)
+
+
+def put_in_line(
+    rotation: Tensor, center_mm: Tensor, side_mm: Tensor, point: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotation (..., 3, 3) and middle (..., 3) of a cube once it is in line with its landmarks.
+
+    ``rotation`` turns the cube's frame into that of ``center_mm``; ``point`` (..., 3, 3) has the
+    brain's centre and the left and right eye in sides (...) of the cube from its middle.
+    """
+    brain, left_eye, right_eye = point[..., 0, :], point[..., 1, :], point[..., 2, :]
+    moved = (rotation @ brain.unsqueeze(-1)).squeeze(-1)
+    turned = nearest_rotation(rotation @ landmark_frame(brain, left_eye, right_eye))
+    return turned, center_mm + side_mm.unsqueeze(-1) * moved

@@ -24,7 +24,7 @@ from .geometry import (
     half_turns,
     head_to_grid,
     landmark_frame,
-    nearest_rotation,
+    put_in_line,
     quaternion_to_rotation,
     voxel_to_grid,
 )
@@ -121,8 +121,8 @@ class Cube(NamedTuple):
 
     def moved(self, point: Tensor) -> Cube:
         """To where the landmarks (3, 3), in sides of the cube, would be in line."""
-        turn = nearest_rotation(self.turn @ landmark_frame(point[0], point[1], point[2]))
-        return self._replace(turn=turn, middle=self.middle + self.side_mm * (self.turn @ point[0]))
+        turn, middle = put_in_line(self.turn, self.middle, self.side_mm, point)
+        return self._replace(turn=turn, middle=middle)
 
     def target(self, head: Head) -> tuple[Tensor, Tensor]:
         """Landmarks (3, 3) in sides of the cube, NaN for unknown ones, and ``aligned`` ()."""
@@ -172,7 +172,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         uniform up to this
     motion_prob, motion_mm : the same for a displacement of every slice of a random orientation
     corrector : ``LandmarkNet`` that moves cubes as the search for the head does, so that what is
-        called a head then, rightly or not, is trained on: a ``SharedCopy`` of the network
+        called a head then, rightly or not, is trained on: a ``shared_copy`` of the network
     corrected_prob, corrections : probability that a cube is so moved, and that it is so moved
         again, up to this number of times. Bending, motion and artefacts are drawn anew each time.
     """

@@ -3,7 +3,7 @@
 # no "from __future__ import annotations": TorchScript reads annotations of classes as types
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -85,42 +85,23 @@ def _block(channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Sequ
     )
 
 
-class SharedCopy(nn.Module):
-    """A copy of a network on the CPU, in memory that the loader's workers share, to look through.
-
-    Its weights are the network's when ``refresh`` was last called. Of None, a chain's landmarks
-    where it has none, there is nothing to copy.
-    """
-
-    def __init__(self, network: nn.Module | None) -> None:
-        super().__init__()
-        self.source = [network]  # in a list, so that it is no part of this module
-        self.copy = copy.deepcopy(network)
-        if self.copy is not None:
-            self.copy.cpu().eval().requires_grad_(False).share_memory()
-
-    def forward(self, crop: Tensor) -> Landmarks:
-        assert self.copy is not None
-        return self.copy(crop)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": [None]}  # workers need the copy alone
-
-    def refresh(self) -> None:
-        """Take over the weights of the network."""
-        if self.copy is not None and self.source[0] is not None:
-            self.copy.load_state_dict(self.source[0].state_dict())
+def shared_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network on the CPU, to look through, in memory that a loader's workers share."""
+    return copy.deepcopy(network).cpu().eval().requires_grad_(False).share_memory()
 
 
 class FreshCopy:
-    """Handler of a trainer that refreshes a ``SharedCopy`` before every epoch.
+    """Handler of a trainer that brings the copy of a network up to date before every epoch.
 
     Within an epoch it stays as it is, so that what the workers make does not depend on how many
     they are.
     """
 
-    def __init__(self, shared: SharedCopy) -> None:
-        self.shared = shared
+    def __init__(self, copied: nn.Module, network: nn.Module) -> None:
+        self.copied, self.network = copied, network
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self.shared.refresh)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.refresh)
+
+    def refresh(self) -> None:
+        self.copied.load_state_dict(self.network.state_dict())
