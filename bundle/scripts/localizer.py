@@ -65,6 +65,8 @@ class Localizer(BasicUNet):
 
 def _joined(upsampled: Tensor, skip: Tensor) -> Tensor:
     """Both as channels; where pooling dropped an odd voxel, the last one is repeated."""
+    if _fixed() and upsampled.shape[2:] == skip.shape[2:]:
+        return torch.cat([skip, upsampled], 1)
     for axis in (2, 3, 4):
         index = torch.arange(skip.shape[axis], device=skip.device)
         upsampled = upsampled.index_select(axis, index.clamp(max=upsampled.shape[axis] - 1))
@@ -81,10 +83,15 @@ def _size_of_the_export(voxels: int, least_blocks: int) -> int:
 
 
 def _alone(volume: Tensor) -> bool:
+    return _fixed() and volume.shape[0] == 1 and volume.device.type == "cpu"
+
+
+def _fixed() -> bool:
+    """Whether what is done may depend on the shape: what is exported must not."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out what is inside)
         if torch.compiler.is_compiling():
-            return False  # what is exported must not depend on the batch
-    return volume.shape[0] == 1 and volume.device.type == "cpu"
+            return False
+    return True
 
 
 def space_to_channels(x: Tensor) -> Tensor:

@@ -89,27 +89,31 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        label = label.long()
-        known = label != UNKNOWN
-        target = torch.where(known, label, BACKGROUND)
-        log_probability = logits.float().log_softmax(1)
-        has = [(target == k).flatten(1).any(1) for k in (BRAIN, EYES)]
-        eyes_unlabelled = (has[0] & ~has[1]).view(-1, 1, 1, 1, 1)
-        if eyes_unlabelled.any():
-            background, brain, eyes = log_probability.split(1, dim=1)
-            either, none = torch.logaddexp(background, eyes), torch.full_like(eyes, -100.0)
-            marginal = torch.cat([either, brain, none], dim=1)
-            log_probability = torch.where(eyes_unlabelled, marginal, log_probability)
-        weights = self.class_weights[target] * known
-        entropy = -(weights * log_probability.gather(1, target)).flatten(1).sum(1)
-        entropy = entropy / weights.flatten(1).sum(1).clamp(min=1)
-        foreground = (log_probability[:, BRAIN:].exp() * known).flatten(2)
-        onehot = torch.cat([target == BRAIN, target == EYES], dim=1).flatten(2)
-        overlap = (foreground * onehot).sum(2)
-        dice = 1 - (2 * overlap + 1e-5) / (foreground.sum(2) + onehot.sum(2) + 1e-5)
-        present = torch.stack(has, dim=1).to(dice.dtype)
-        loss = entropy + (dice * present).sum(1) / 2
+        # one item at a time stays in a CPU's cache
+        items = zip(logits.flatten(2).unbind(), label.flatten(1).long().unbind(), strict=True)
+        loss = torch.stack([self._of_item(*item) for item in items])
         return loss.mean() if self.reduction == "mean" else loss
+
+    def _of_item(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Of logits (3, voxels) and a label (voxels): a scalar."""
+        logits = logits.float()
+        of_class = torch.stack([label == k for k in (BACKGROUND, BRAIN, EYES)]).to(logits.dtype)
+        count = of_class.sum(1)
+        if count[BRAIN] > 0 and count[EYES] == 0:
+            background, brain, eyes = logits.unbind()
+            logits = torch.stack([torch.logaddexp(background, eyes), brain])
+        classes = len(logits)
+        weights, of_class, count = self.class_weights[:classes], of_class[:classes], count[:classes]
+        log_probability = logits.log_softmax(0)
+        # sums over voxels as products, without temporaries of that size
+        entropy = -(log_probability.flatten() @ (weights[:, None] * of_class).flatten())
+        entropy = entropy / (weights @ count).clamp(min=1)
+        probability = log_probability[BRAIN:].exp()
+        of_class, count = of_class[BRAIN:], count[BRAIN:]
+        foreground = probability @ (label != UNKNOWN).to(logits.dtype)
+        overlap = (probability[:, None] @ of_class[:, :, None]).flatten()
+        dice = 1 - (2 * overlap + 1e-5) / (foreground + count + 1e-5)
+        return entropy + (dice * (count > 0)).sum() / 2
 
 
 class LandmarkLoss(nn.Module):
