@@ -13,11 +13,10 @@ from monai.transforms import Compose
 
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine, save_nifti
 from scripts import transforms
-from scripts.crop import brain_box
+from scripts.crop import TYPICAL_BRAIN_MM, brain_box
 from scripts.geometry import grid_to_world
 from scripts.loss import UNKNOWN
 from scripts.transforms import (
-    TYPICAL_BRAIN_MM,
     HeadBoxd,
     HeadToGridd,
     LoadVolumed,

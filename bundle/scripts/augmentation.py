@@ -17,6 +17,7 @@ from monai.transforms import Affine, MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional
 
+from .crop import sample
 from .geometry import (
     grid_points,
     head_to_grid,
@@ -306,7 +307,6 @@ def move_slices(
     points = torch.stack(torch.broadcast_tensors(*grid_points(image.shape[1:], spacing_mm)), dim=-1)
     points = points.movedim(axis, 0).flatten(1, 2)  # (slices, voxels of a slice, 3)
     source = (points - center_mm - shifts_mm[:, None]) @ rotation + center_mm  # inverse of R
-    half_fov = torch.tensor([n * spacing_mm / 2 for n in image.shape[1:]])
     shape = [n for k, n in enumerate(image.shape[1:]) if k != axis]
-    source = (source / half_fov).flip(-1).unflatten(1, shape).movedim(0, axis)
-    return functional.grid_sample(image[None], source[None], mode=mode, align_corners=False)[0]
+    source = source.unflatten(1, shape).movedim(0, axis)
+    return sample(image[None], source[None], spacing_mm, mode)[0]

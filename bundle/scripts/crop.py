@@ -145,6 +145,20 @@ def brain_box(
     return Box(torch.stack(center, dim=1), side), volume_mm3 / 1000
 
 
+def reference_cube(
+    brain: Tensor, origin: Tensor, spacing_mm: float, fill: float
+) -> tuple[Tensor, Tensor]:
+    """Middle (3) and side () of the cube around a label's ``brain`` (1, x, y, z) bool.
+
+    ``brain_box`` measures it, as it does the network's own mask. Without a brain the cube stands at
+    ``origin`` (3), the head's in the grid frame, and has the size for a typical brain.
+    """
+    if not brain.any():
+        return origin, torch.tensor(TYPICAL_BRAIN_MM / fill)
+    box, _ = brain_box(brain[None], spacing_mm, fill)
+    return box.center_mm[0], box.side_mm[0]
+
+
 def cube_cells(
     size: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> Tensor:
@@ -153,17 +167,18 @@ def cube_cells(
     return torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij"), dim=-1)
 
 
-def sample(volume: Tensor, points_mm: Tensor, spacing_mm: float) -> Tensor:
+def sample(volume: Tensor, points_mm: Tensor, spacing_mm: float, mode: str = "bilinear") -> Tensor:
     """``volume`` (batch, channels, x, y, z) at ``points_mm`` (batch, a, b, c, 3), trilinearly.
 
-    Points are in the grid frame; outside the volume is zero. -> (batch, channels, a, b, c)
+    Points are in the grid frame; outside the volume is zero. Mode "nearest" is for labels.
+    -> (batch, channels, a, b, c)
     """
     x, y, z = points_mm.unbind(-1)
     half = 0.5 * spacing_mm
     nx, ny, nz = volume.shape[2], volume.shape[3], volume.shape[4]
     # grid_sample names the last array axis first
     grid = torch.stack([z / (half * nz), y / (half * ny), x / (half * nx)], dim=-1)
-    return functional.grid_sample(volume, grid, padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(volume, grid, mode, padding_mode="zeros", align_corners=False)
 
 
 def crop_cube(

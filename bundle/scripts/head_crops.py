@@ -17,7 +17,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .crop import TYPICAL_BRAIN_MM, brain_box, cube_cells, sample
+from .crop import TYPICAL_BRAIN_MM, cube_cells, reference_cube, sample
 from .geometry import (
     axis_angle_to_rotation,
     geodesic_deg,
@@ -67,10 +67,7 @@ class HeadLandmarksd(MapTransform):
             head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
             landmarks[0] = head[:3, 3]
             landmarks[1:] = _eyes(label, head, self.spacing_mm)
-            center = landmarks[0]
-            if (label == BRAIN).any():
-                box, _ = brain_box((label == BRAIN)[None], self.spacing_mm, self.fill)
-                center, side = box.center_mm[0], box.side_mm[0]
+            center, side = reference_cube(label == BRAIN, landmarks[0], self.spacing_mm, self.fill)
         d.update(landmarks_mm=landmarks, brain_mm=center, brain_side_mm=side)
         return d
 

@@ -23,7 +23,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from .crop import TYPICAL_BRAIN_MM, brain_box
+from .crop import reference_cube
 from .geometry import check_rigid, head_to_grid
 from .loss import BRAIN, UNKNOWN
 
@@ -197,8 +197,7 @@ def world_pose(entry: Mapping[Any, Any]) -> Tensor | None:
 class HeadBoxd(RandomizableTransform, MapTransform):
     """Add ``center_mm`` (3) and ``side_mm`` (): the cube around the reference brain.
 
-    The same function measures it that the network uses on its own mask. Without a brain in the
-    label it stands at the pose's origin, with the size of a typical brain.
+    Without a brain in the label it stands at the pose's origin, with the size of a typical brain.
 
     Parameters
     ----------
@@ -222,13 +221,11 @@ class HeadBoxd(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
         brain = d[self.keys[0]].as_tensor() == BRAIN
-        box, _ = brain_box(brain.unsqueeze(0), self.spacing_mm, self.fill)
-        center, side = box.center_mm[0], box.side_mm[0]
-        if not brain.any():
-            center = d["head_to_grid"][:3, 3].clone()
-            side = torch.tensor(TYPICAL_BRAIN_MM / self.fill)
+        origin = d["head_to_grid"][:3, 3]
+        center, side = reference_cube(brain, origin, self.spacing_mm, self.fill)
         if self.shift or self.scale:
-            center += side * torch.from_numpy(self.R.uniform(-self.shift, self.shift, 3)).float()
-            side *= 1 + self.R.uniform(-self.scale, self.scale)
+            shift = torch.from_numpy(self.R.uniform(-self.shift, self.shift, 3)).float()
+            center = center + side * shift
+            side = side * (1 + self.R.uniform(-self.scale, self.scale))
         d["center_mm"], d["side_mm"] = center, side
         return d
