@@ -227,6 +227,18 @@ def test_a_volume_without_a_head_teaches_that_there_are_no_eyes():
     )
 
 
+def test_segmentation_loss_is_the_same_under_autocast():
+    """float16, as MONAI's own mixed precision takes it, would overflow in the sums over voxels."""
+    logits, label = torch.randn(2, 3, 48, 48, 48), torch.zeros(2, 1, 48, 48, 48)
+    label[:, :, 10:40, 10:40, 10:40] = BRAIN
+    label[0, :, 5:8] = EYES
+    expected = SegmentationLoss()(logits, label)
+    with torch.autocast("cpu", torch.float16):
+        found = SegmentationLoss()(logits, label)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
 def target_of(rotation, label, has_head):
     pose = torch.eye(4).repeat(len(rotation), 1, 1)
     pose[:, :3, :3] = rotation

@@ -90,8 +90,10 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         # one item at a time stays in a CPU's cache
-        items = zip(logits.flatten(2).unbind(), label.flatten(1).long().unbind(), strict=True)
-        loss = torch.stack([self._of_item(*item) for item in items])
+        items = zip(logits.flatten(2).unbind(), label.flatten(1).unbind(), strict=True)
+        # the sums are matrix products, which autocast would do in a precision that overflows
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = torch.stack([self._of_item(*item) for item in items])
         return loss.mean() if self.reduction == "mean" else loss
 
     def _of_item(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ class SegmentationLoss(nn.Module):
         classes = len(logits)
         weights, of_class, count = self.class_weights[:classes], of_class[:classes], count[:classes]
         log_probability = logits.log_softmax(0)
-        # sums over voxels as products, without temporaries of that size
+        # sums over voxels as products need no temporaries of that size
         entropy = -(log_probability.flatten() @ (weights[:, None] * of_class).flatten())
         entropy = entropy / (weights @ count).clamp(min=1)
         probability = log_probability[BRAIN:].exp()
