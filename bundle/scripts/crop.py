@@ -168,10 +168,10 @@ def cube_cells(
 
 
 def sample(volume: Tensor, points_mm: Tensor, spacing_mm: float, mode: str = "bilinear") -> Tensor:
-    """``volume`` (batch, channels, x, y, z) at ``points_mm`` (batch, a, b, c, 3), trilinearly.
+    """``volume`` (batch, channels, x, y, z) at ``points_mm`` (batch, a, b, c, 3).
 
-    Points are in the grid frame; outside the volume is zero. Mode "nearest" is for labels.
-    -> (batch, channels, a, b, c)
+    Points are in the grid frame; outside the volume is zero. Trilinear, or ``mode`` "nearest" for
+    labels. -> (batch, channels, a, b, c)
     """
     x, y, z = points_mm.unbind(-1)
     half = 0.5 * spacing_mm

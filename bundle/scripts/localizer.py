@@ -65,11 +65,10 @@ class Localizer(BasicUNet):
 
 def _joined(upsampled: Tensor, skip: Tensor) -> Tensor:
     """Both as channels; where pooling dropped an odd voxel, the last one is repeated."""
-    if _fixed() and upsampled.shape[2:] == skip.shape[2:]:
-        return torch.cat([skip, upsampled], 1)
     for axis in (2, 3, 4):
-        index = torch.arange(skip.shape[axis], device=skip.device)
-        upsampled = upsampled.index_select(axis, index.clamp(max=upsampled.shape[axis] - 1))
+        if not _fixed() or upsampled.shape[axis] != skip.shape[axis]:
+            index = torch.arange(skip.shape[axis], device=skip.device)
+            upsampled = upsampled.index_select(axis, index.clamp(max=upsampled.shape[axis] - 1))
     return torch.cat([skip, upsampled], 1)
 
 

@@ -108,12 +108,12 @@ class SegmentationLoss(nn.Module):
         weights, of_class, count = self.class_weights[:classes], of_class[:classes], count[:classes]
         log_probability = logits.log_softmax(0)
         # sums over voxels as products need no temporaries of that size
-        entropy = -(log_probability.flatten() @ (weights[:, None] * of_class).flatten())
+        entropy = -(weights @ torch.linalg.vecdot(log_probability, of_class))
         entropy = entropy / (weights @ count).clamp(min=1)
         probability = log_probability[BRAIN:].exp()
         of_class, count = of_class[BRAIN:], count[BRAIN:]
         foreground = probability @ (label != UNKNOWN).to(logits.dtype)
-        overlap = (probability[:, None] @ of_class[:, :, None]).flatten()
+        overlap = torch.linalg.vecdot(probability, of_class)
         dice = 1 - (2 * overlap + 1e-5) / (foreground + count + 1e-5)
         return entropy + (dice * (count > 0)).sum() / 2
 
