@@ -43,9 +43,10 @@ train: setup
 
 # The recipe of the shipped weights: all parts on the phantom, then on public fetal EPI and the
 # phantom together, then each of the parts that find the head alone. FETAL_ALIGN is a clone of
-# https://github.com/mu40/fetal-align.
+# https://github.com/mu40/fetal-align. MIXED_PRECISION=False is faster on processors without bfloat16.
+MIXED_PRECISION ?= True
 WEIGHTS := $(OUTPUT)/weights
-TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision True
+TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision $(MIXED_PRECISION)
 MIXTURE := 'configs/train.json','configs/mixture.json'
 BOTH := --dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom
 weights: setup

@@ -182,6 +182,26 @@ def test_inferer_gives_what_the_network_predicts_and_the_pose_of_the_reference_c
     assert not any(value.requires_grad for value in without.values())
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "warnings"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, 1),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, 0),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, 0),
+        ({"architecture": "aarch64"}, 0),
+    ],
+)
+def test_mixed_precision_warns_once_where_it_is_slower(monkeypatch, caplog, capabilities, warnings):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    volume = torch.zeros(1)
+    TrainingInferer(mixed_precision=False)(volume, torch.nn.Identity())
+    assert not caplog.records
+    inferer = TrainingInferer(mixed_precision=True)
+    for _ in range(2):
+        inferer(volume, torch.nn.Identity())
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+
+
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_training_inferer(network, mixed_precision):
     """Half the bits change the values a little, and neither weights nor gradients lose theirs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from .crop import Box
 from .network import HeadPoseNet
+
+logger = logging.getLogger(__name__)
 
 
 class PrepareHeadBatch(PrepareBatch):
@@ -94,15 +97,23 @@ class SmallInFloat32(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
+def lacks_bfloat16() -> bool:
+    """Whether this is an x86 processor that has to emulate bfloat16."""
+    found = torch.cpu.get_capabilities()
+    x86 = found.get("architecture") == "x86_64"
+    return x86 and not (found["avx512_bf16"] or found["amx_bf16"])
+
+
 class TrainingInferer(Inferer):
     """Calls the network, in bfloat16 where that is precise enough if ``mixed_precision``.
 
     MONAI's own ``amp`` knows CUDA only. Weights, losses and poses stay float32; no loss scaling
-    is needed, because bfloat16 has the range of float32.
+    is needed, because bfloat16 has the range of float32. Logs a warning where that is slower.
     """
 
     def __init__(self, mixed_precision: bool = False) -> None:
         self.mixed_precision = mixed_precision
+        self.warned = False
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
@@ -110,6 +121,12 @@ class TrainingInferer(Inferer):
         inputs = torch.as_tensor(inputs)
         if not self.mixed_precision:
             return network(inputs, *args, **kwargs)
+        if not self.warned and inputs.device.type == "cpu" and lacks_bfloat16():
+            logger.warning(
+                "mixed_precision: this processor has no instructions for bfloat16; training with "
+                "--mixed_precision False is about twice as fast"
+            )
+        self.warned = True
         with torch.autocast(inputs.device.type, torch.bfloat16), SmallInFloat32():
             return network(inputs, *args, **kwargs)
 
