@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from monai.utils import CommonKeys
 
 from conftest import BUNDLE, head_pose, make_affine
+from scripts.chain import Prediction
 from scripts.crop import Box
 from scripts.geometry import geodesic_deg
 from scripts.inferer import HeadPoseInferer, TrainingInferer
@@ -180,6 +181,81 @@ def test_inferer_gives_what_the_network_predicts_and_the_pose_of_the_reference_c
     without = HeadPoseInferer()(volumes, network)
     assert set(without) == set(expected._fields)
     assert not any(value.requires_grad for value in without.values())
+
+
+HEAD = torch.tensor([[0.0, 0, 1, 6], [1, 0, 0, -2], [0, 1, 0, 4], [0, 0, 0, 1]])
+SHAPE = (13, 17, 15)
+
+
+class SeesAlong:
+    """Finds the head of ``marked`` volumes only where their longest axis is the one of ``axis``."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis, self.looks = axis, 0
+
+    def predict(self, volume: torch.Tensor) -> Prediction:
+        self.looks += 1
+        poses = torch.stack([self.pose(item[0]) for item in volume])
+        confidence = (~poses[:, 0, 0].isnan()).float()
+        volume_ml = torch.full_like(confidence, self.looks)
+        return Prediction(poses, confidence, volume_ml, (volume > 0).to(torch.uint8))
+
+    def pose(self, item: torch.Tensor) -> torch.Tensor:
+        if torch.tensor(item.shape).argmax() != self.axis or item.max() < 4:
+            return torch.full((4, 4), torch.nan)
+        middle = (torch.tensor(item.shape) - 1) / 2
+        points = torch.stack([(item == k).nonzero()[0] - middle for k in (1, 2, 3, 4)]) * 2.0
+        pose = torch.eye(4)
+        pose[:3] = torch.cat([(points[1:] - points[0]).T / 2, points[:1].T], dim=1)
+        return pose
+
+
+def marked(bright: float) -> torch.Tensor:
+    """A volume (1, 1, *SHAPE), of 2 mm, whose voxels 1 to ``bright`` are the head's middle and what
+    lies next to it on its right, before and above it."""
+    volume = torch.zeros(1, 1, *SHAPE)
+    points = torch.cat([HEAD[:3, 3:], HEAD[:3, 3:] + 2 * HEAD[:3, :3]], dim=1).T
+    for value, point in enumerate(points, 1):
+        if value <= bright:
+            i, j, k = (point / 2 + (torch.tensor(SHAPE) - 1) / 2).round().long().tolist()
+            volume[0, 0, i, j, k] = value
+    return volume
+
+
+@pytest.mark.parametrize(("axis", "looks"), [(1, 1), (0, 2), (2, 3)])
+def test_what_is_not_found_at_once_is_found_in_the_turned_volume(axis, looks):
+    """With pose and label in the axes of the volume as it came; the longest is first the second."""
+    volume = marked(4)
+    net = SeesAlong(axis)
+    found = HeadPoseInferer(looks=3)(volume, net)
+    assert net.looks == looks
+    torch.testing.assert_close(found["head_to_grid"][0], HEAD)
+    assert found["label"].equal((volume > 0).to(torch.uint8))
+    assert found["brain_volume_ml"].tolist() == [looks]
+    if looks > 1:
+        net = SeesAlong(axis)
+        found = HeadPoseInferer(looks=looks - 1)(volume, net)
+        assert net.looks == looks - 1
+        assert found["head_to_grid"].isnan().all()
+        assert found["brain_volume_ml"].tolist() == [1]  # what the first look saw
+
+
+def test_only_volumes_without_a_head_are_looked_at_again():
+    volumes = torch.cat([marked(1), marked(4), marked(1)])
+    net = SeesAlong(0)
+    found = HeadPoseInferer()(volumes, net)
+    assert net.looks == 3
+    torch.testing.assert_close(found["head_to_grid"][1], HEAD)
+    assert found["head_to_grid"][[0, 2]].isnan().all()
+    assert found["confidence"].tolist() == [0, 1, 0]
+    assert found["brain_volume_ml"].tolist() == [1, 2, 1]
+    assert found["label"].equal((volumes > 0).to(torch.uint8))
+
+
+@pytest.mark.parametrize("looks", [0, 4, "3"])
+def test_number_of_looks_is_checked(looks):
+    with pytest.raises(ValueError, match=f"looks must be 1, 2 or 3, got {looks!r}"):
+        HeadPoseInferer(looks=looks)
 
 
 @pytest.mark.parametrize(

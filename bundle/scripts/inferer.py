@@ -132,11 +132,29 @@ class TrainingInferer(Inferer):
 
 
 class HeadPoseInferer(Inferer):
-    """``HeadPoseNet.predict`` as a dictionary, without gradients.
+    """``HeadPoseNet.predict`` as a dictionary, without gradients; no head is looked for again.
 
-    With the reference ``box`` also ``reference_crop``, the pose when the crop is placed by the
-    reference: the error of the rotation network alone, whatever the localizer does.
+    A volume in which no head is found is turned by 120 degrees about its diagonal, which no more
+    than exchanges its axes, and then by 240. The localizer is not equivariant: turned, it often
+    sees a head that it had missed. The result is that of the first look that finds a head, in the
+    axes of the volume as it came, or else that of the very first.
+
+    With the reference ``box`` there is also ``reference_crop``, the pose when the crop is placed by
+    the reference: the error of the rotation network alone, whatever the localizer does.
+
+    Parameters
+    ----------
+    looks : at each volume at the most, 1 to 3; each takes as long as the first
+
+    Raises
+    ------
+    ValueError : another number of looks
     """
+
+    def __init__(self, looks: int = 3) -> None:
+        if looks not in (1, 2, 3):
+            raise ValueError(f"looks must be 1, 2 or 3, got {looks!r}")
+        self.looks = looks
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -144,6 +162,36 @@ class HeadPoseInferer(Inferer):
     ) -> dict[str, Tensor]:
         inputs = torch.as_tensor(inputs)
         output = network.predict(inputs)._asdict()
+        for turns in range(1, self.looks):
+            missed = no_head(output).nonzero()[:, 0]
+            if not len(missed):
+                break
+            again = _predict_turned(inputs[missed], network, turns)
+            found = ~no_head(again)
+            for key, value in again.items():
+                output[key] = output[key].index_put((missed[found],), value[found])
         if box is not None:
             output["reference_crop"] = network.predict(inputs, box).head_to_grid
         return output
+
+
+def no_head(output: dict[str, Tensor]) -> Tensor:
+    """For each volume whether no head was found, (batch,) bool."""
+    return output["head_to_grid"].isnan().flatten(1).any(1)
+
+
+def _predict_turned(volume: Tensor, network: HeadPoseNet, turns: int) -> dict[str, Tensor]:
+    """What the network predicts of volumes whose axes are exchanged, in those they had before.
+
+    Each turn puts the first axis last: by 120 degrees about the diagonal, around the middle.
+    """
+    for _ in range(turns):
+        volume = volume.movedim(2, -1)
+    output = network.predict(volume.contiguous())._asdict()
+    pose = output["head_to_grid"]
+    back = torch.eye(4).to(pose)
+    back[:3, :3] = back[:3, :3].roll(turns, dims=0)
+    output["head_to_grid"] = back @ pose
+    for _ in range(turns):
+        output["label"] = output["label"].movedim(-1, 2)
+    return output
