@@ -190,13 +190,13 @@ SHAPE = (13, 17, 15)
 class SeesAlong:
     """Finds the head of ``marked`` volumes only where their longest axis is the one of ``axis``."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis, self.looks = axis, 0
+    def __init__(self, axis: int, confidence: float = 1.0) -> None:
+        self.axis, self.confidence, self.looks = axis, confidence, 0
 
     def predict(self, volume: torch.Tensor) -> Prediction:
         self.looks += 1
         poses = torch.stack([self.pose(item[0]) for item in volume])
-        confidence = (~poses[:, 0, 0].isnan()).float()
+        confidence = self.confidence * ~poses[:, 0, 0].isnan()
         volume_ml = torch.full_like(confidence, self.looks)
         return Prediction(poses, confidence, volume_ml, (volume > 0).to(torch.uint8))
 
@@ -243,13 +243,22 @@ def test_what_is_not_found_at_once_is_found_in_the_turned_volume(axis, looks):
 def test_only_volumes_without_a_head_are_looked_at_again():
     volumes = torch.cat([marked(1), marked(4), marked(1)])
     net = SeesAlong(0)
-    found = HeadPoseInferer()(volumes, net)
+    found = HeadPoseInferer(looks=3)(volumes, net)
     assert net.looks == 3
     torch.testing.assert_close(found["head_to_grid"][1], HEAD)
     assert found["head_to_grid"][[0, 2]].isnan().all()
     assert found["confidence"].tolist() == [0, 1, 0]
     assert found["brain_volume_ml"].tolist() == [1, 2, 1]
     assert found["label"].equal((volumes > 0).to(torch.uint8))
+
+
+@pytest.mark.parametrize(("axis", "found"), [(1, True), (0, False)])
+def test_a_later_look_must_be_surer_than_the_first(axis, found):
+    output = HeadPoseInferer(looks=3, sure=0.9)(marked(4), SeesAlong(axis, confidence=0.8))
+    assert output["head_to_grid"].isfinite().all() == found
+    assert output["confidence"].item() == pytest.approx(0.8 * found)
+    sure = HeadPoseInferer(looks=3, sure=0.8)(marked(4), SeesAlong(axis, confidence=0.8))
+    assert sure["head_to_grid"].isfinite().all()
 
 
 @pytest.mark.parametrize("looks", [0, 4, "3"])

@@ -135,9 +135,11 @@ class HeadPoseInferer(Inferer):
     """``HeadPoseNet.predict`` as a dictionary, without gradients; no head is looked for again.
 
     A volume in which no head is found is turned by 120 degrees about its diagonal, which no more
-    than exchanges its axes, and then by 240. The localizer is not equivariant: turned, it often
-    sees a head that it had missed. The result is that of the first look that finds a head, in the
-    axes of the volume as it came, or else that of the very first.
+    than exchanges its axes, and looked at again, perhaps once more at 240. The localizer is not
+    equivariant: turned, it often sees a head that it had missed. But each look is another chance
+    to take something else for a head, so a later one counts only if it is sure. The result is that
+    of the first look that counts, in the axes of the volume as it came, or else that of the very
+    first.
 
     With the reference ``box`` there is also ``reference_crop``, the pose when the crop is placed by
     the reference: the error of the rotation network alone, whatever the localizer does.
@@ -145,16 +147,17 @@ class HeadPoseInferer(Inferer):
     Parameters
     ----------
     looks : at each volume at the most, 1 to 3; each takes as long as the first
+    sure : least confidence of a head that a later look finds
 
     Raises
     ------
     ValueError : another number of looks
     """
 
-    def __init__(self, looks: int = 3) -> None:
+    def __init__(self, looks: int = 2, sure: float = 0.95) -> None:
         if looks not in (1, 2, 3):
             raise ValueError(f"looks must be 1, 2 or 3, got {looks!r}")
-        self.looks = looks
+        self.looks, self.sure = looks, sure
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -167,7 +170,7 @@ class HeadPoseInferer(Inferer):
             if not len(missed):
                 break
             again = _predict_turned(inputs[missed], network, turns)
-            found = ~no_head(again)
+            found = ~no_head(again) & (again["confidence"] >= self.sure)
             for key, value in again.items():
                 output[key] = output[key].index_put((missed[found],), value[found])
         if box is not None:
