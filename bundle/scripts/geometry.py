@@ -193,6 +193,11 @@ def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=-2)
 
 
+def no_head(pose: Tensor) -> Tensor:
+    """Which of the poses (batch, 4, 4) say by NaN that there is no head, (batch,) bool."""
+    return pose.flatten(1).isnan().any(1)
+
+
 def invert_rigid(a_to_b: Tensor) -> Tensor:
     """``b_to_a`` of a rigid transform (..., 4, 4)."""
     rotation = a_to_b[..., :3, :3].mT

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .crop import Box
+from .geometry import no_head
 from .network import HeadPoseNet
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class TrainingInferer(Inferer):
 
     def __init__(self, mixed_precision: bool = False) -> None:
         self.mixed_precision = mixed_precision
-        self.warned = False
+        self.checked = False
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
@@ -121,12 +122,12 @@ class TrainingInferer(Inferer):
         inputs = torch.as_tensor(inputs)
         if not self.mixed_precision:
             return network(inputs, *args, **kwargs)
-        if not self.warned and inputs.device.type == "cpu" and lacks_bfloat16():
+        if not self.checked and inputs.device.type == "cpu" and lacks_bfloat16():
             logger.warning(
                 "mixed_precision: this processor has no instructions for bfloat16; training with "
                 "--mixed_precision False is about twice as fast"
             )
-        self.warned = True
+        self.checked = True
         with torch.autocast(inputs.device.type, torch.bfloat16), SmallInFloat32():
             return network(inputs, *args, **kwargs)
 
@@ -166,21 +167,16 @@ class HeadPoseInferer(Inferer):
         inputs = torch.as_tensor(inputs)
         output = network.predict(inputs)._asdict()
         for turns in range(1, self.looks):
-            missed = no_head(output).nonzero()[:, 0]
+            missed = no_head(output["head_to_grid"]).nonzero()[:, 0]
             if not len(missed):
                 break
             again = _predict_turned(inputs[missed], network, turns)
-            found = ~no_head(again) & (again["confidence"] >= self.sure)
+            found = ~no_head(again["head_to_grid"]) & (again["confidence"] >= self.sure)
             for key, value in again.items():
                 output[key] = output[key].index_put((missed[found],), value[found])
         if box is not None:
             output["reference_crop"] = network.predict(inputs, box).head_to_grid
         return output
-
-
-def no_head(output: dict[str, Tensor]) -> Tensor:
-    """For each volume whether no head was found, (batch,) bool."""
-    return output["head_to_grid"].isnan().flatten(1).any(1)
 
 
 def _predict_turned(volume: Tensor, network: HeadPoseNet, turns: int) -> dict[str, Tensor]:
@@ -192,9 +188,7 @@ def _predict_turned(volume: Tensor, network: HeadPoseNet, turns: int) -> dict[st
         volume = volume.movedim(2, -1)
     output = network.predict(volume.contiguous())._asdict()
     pose = output["head_to_grid"]
-    back = torch.eye(4).to(pose)
-    back[:3, :3] = back[:3, :3].roll(turns, dims=0)
-    output["head_to_grid"] = back @ pose
+    output["head_to_grid"] = torch.cat([pose[:, :3].roll(turns, dims=1), pose[:, 3:]], dim=1)
     for _ in range(turns):
         output["label"] = output["label"].movedim(-1, 2)
     return output

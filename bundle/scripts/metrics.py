@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .distributed import is_not_rank0
 from .files import write_text
-from .geometry import axis_angles_deg, geodesic_deg
+from .geometry import axis_angles_deg, geodesic_deg, no_head
 
 SUMMARIES = ("median", "mean")
 
@@ -57,7 +57,7 @@ class CaseMetric(CumulativeIterationMetric):
 
 
 def _worst_if_missing(error: Tensor, y_pred: Tensor, y: Tensor, worst: float) -> Tensor:
-    missing = y_pred.flatten(1).isnan().any(1) & ~y.flatten(1).isnan().any(1)
+    missing = no_head(y_pred) & ~no_head(y)
     return torch.where(missing, worst, error).unsqueeze(1)
 
 
@@ -121,8 +121,7 @@ class HeadDetection(CaseMetric):
     def _compute_tensor(  # type: ignore[override]
         self, y_pred: Tensor, y: Tensor, **_: Any
     ) -> Tensor:
-        found, there = (~pose.flatten(1).isnan().any(1) for pose in (y_pred, y))
-        return (found == there).float().unsqueeze(1)
+        return (no_head(y_pred) == no_head(y)).float().unsqueeze(1)
 
 
 class Confidence(CaseMetric):
