@@ -13,7 +13,7 @@ from ignite.engine import Events
 from monai.bundle import create_workflow
 
 from conftest import BUNDLE, SMALL_CHAIN, SMALL_ROTATION
-from scripts.metrics import training_loss
+from scripts.evaluation.metrics import training_loss
 
 EPOCHS = 3
 GLOBAL_BATCH = 4
@@ -45,7 +45,7 @@ PLAIN = {
     "epochs": EPOCHS,
     "val_interval": EPOCHS,
     "train#random_transforms#0": {
-        "_target_": "scripts.augmentation.RandSimilarityd",
+        "_target_": "scripts.data.augmentation.RandSimilarityd",
         "spatial_size": "@patch_voxels",
         "rotate_prob": 0.0,
         "mirror_prob": 0.0,

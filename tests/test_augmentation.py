@@ -15,8 +15,9 @@ from monai.transforms import Compose
 from scipy.spatial.transform import Rotation
 
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine
-from scripts import augmentation
-from scripts.augmentation import (
+from scripts.cubes import brain_box
+from scripts.data import augmentation
+from scripts.data.augmentation import (
     RandFieldOfViewd,
     RandSimilarityd,
     RandSliceMotiond,
@@ -26,9 +27,9 @@ from scripts.augmentation import (
     saturation,
     similarity,
 )
-from scripts.crop import brain_box
+from scripts.data.transforms import HeadToGridd
+from scripts.data.volumes import LoadVolumed, ToWorkingGridd
 from scripts.geometry import check_rigid, head_to_grid
-from scripts.transforms import HeadToGridd, LoadVolumed, ToWorkingGridd
 
 SPACING_MM = 4.0
 NOTHING = {

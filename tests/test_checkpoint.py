@@ -12,8 +12,8 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandShiftIntensity
 from torch import nn
 
-from scripts import checkpoint
-from scripts.checkpoint import BestModel, ResumableTraining
+from scripts.training import checkpoint
+from scripts.training.checkpoint import BestModel, ResumableTraining
 
 DATA = [torch.randn(5, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
 

@@ -163,7 +163,7 @@ def test_training_on_a_mixture(phantoms, other_phantoms, tmp_path):
 
 
 def test_training_of_the_plain_network(phantoms, tmp_path):
-    from scripts.plain import PlainCNN
+    from scripts.network.plain_cnn import PlainCNN
 
     run = workflow("plain_cnn", **training_overrides(phantoms, tmp_path, SMALL_PLAIN))
     run.run()
@@ -254,7 +254,7 @@ def test_check_properties(kind, phantoms, other_phantoms, tmp_path, monkeypatch)
 
 
 def test_embedded_phantom_is_the_default_data_set(monkeypatch, tmp_path):
-    from scripts import phantom
+    from scripts.data import phantoms as phantom
 
     made = []
     monkeypatch.setattr(phantom, "write_dataset", lambda root, **_: made.append(root))

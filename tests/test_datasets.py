@@ -15,17 +15,11 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 
 from conftest import head_pose, make_affine, save_nifti
-from scripts.datasets import (
-    CaseDataset,
-    case_name,
-    datalist,
-    main,
-    mixture,
-    volumes_in,
-)
+from scripts.data.datalists import CaseDataset, case_name, datalist, mixture, volumes_in
+from scripts.data.importers import fetal_align
+from scripts.data.volumes import LoadVolumed, ToWorkingGridd
+from scripts.datasets import main
 from scripts.files import partial_path, write_text
-from scripts.importers import fetal_align
-from scripts.transforms import LoadVolumed, ToWorkingGridd
 from test_importer_e3pose import Source
 from test_importer_fetal_align import Clone
 

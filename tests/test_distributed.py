@@ -18,7 +18,8 @@ from ignite.engine import Events
 
 from conftest import BUNDLE
 from distributed_worker import EPOCHS, GLOBAL_BATCH, PLAIN, train, workflow
-from scripts import distributed, phantom
+from scripts import distributed
+from scripts.data import phantoms as phantom
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STEPS = 2  # an epoch

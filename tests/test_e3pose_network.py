@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.crop import Box, brain_box
-from scripts.e3pose_network import E3PoseNet, extent_box, read_axes
+from scripts.cubes import Box, brain_box
+from scripts.e3pose.network import E3PoseNet, extent_box, read_axes
+from scripts.e3pose.unet import UNet
+from scripts.evaluation.inferer import HeadPoseInferer
 from scripts.geometry import geodesic_deg, quaternion_to_rotation
-from scripts.inferer import HeadPoseInferer
-from scripts.loss import HeadPoseLoss
 from scripts.network import E3CNN, HeadPoseNet
-from scripts.unet import UNet
+from scripts.training.losses import HeadPoseLoss
 from symmetry import SYMMETRIES, move_voxels
 
 SMALL = {"features": 1, "levels": 2, "convolutions": 1, "pool": "signed_max", "num_radial": 5}

@@ -13,11 +13,12 @@ from monai.data import MetaTensor
 from torch.nn import functional
 
 from conftest import BUNDLE, labelled_case, save_nifti
+from scripts.data.volumes import LoadVolumed, ToWorkingGridd
+from scripts.e3pose.fast_convolutions import MatrixConv, TiledConv, fastest
 from scripts.export import declared_network, export_program, write_onnx, write_pt2
-from scripts.frozen import DirectConv, MatrixConv, TiledConv, convolution
 from scripts.network import E3CNN, HeadPoseNet
+from scripts.network.frozen import DirectConv
 from scripts.phantom import make_phantom
-from scripts.transforms import LoadVolumed, ToWorkingGridd
 
 TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1, "in_channels": 3}
 # batch, sizes: odd ones, smaller and larger than the window, a batch
@@ -76,7 +77,7 @@ def test_forms_of_a_convolution_are_the_same(form, side, size):
 
 def test_the_form_of_a_convolution_follows_the_size():
     def form(c, out, side, size=5):
-        return type(convolution(torch.zeros(out, c, size, size, size), side))
+        return type(fastest(torch.zeros(out, c, size, size, size), side))
 
     assert form(30, 64, 64) is TiledConv
     assert form(240, 576, 8) is TiledConv
@@ -101,7 +102,7 @@ def test_a_frozen_network_is_the_same(config, crop_size):
     with torch.no_grad():
         expected = net(crop)
         weights = {name: value.clone() for name, value in net.state_dict().items()}
-        frozen = net.freeze(crop_size)
+        frozen = net.freeze(crop_size, fastest)
         found = frozen(crop)
     assert frozen is net
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

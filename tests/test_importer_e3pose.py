@@ -13,9 +13,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from conftest import GRIDS, head_pose, make_affine, rotation_matrix, save_nifti
-from scripts.datasets import datalist
+from scripts.data.datalists import datalist
+from scripts.data.importers.e3pose import angles_to_rotation, import_e3pose, pose_to_angles
 from scripts.geometry import geodesic_deg
-from scripts.importers.e3pose import angles_to_rotation, import_e3pose, pose_to_angles
 
 SHAPE = (22, 25, 28)
 CENTER = np.array([12, 9, 15])  # of the ball, voxel indices; not the volume's centre

@@ -13,10 +13,10 @@ import torch
 from scipy import ndimage
 
 from conftest import GRIDS, head_pose, make_affine, save_nifti
-from scripts.datasets import datalist
+from scripts.data.datalists import datalist
+from scripts.data.importers import fetal_align
+from scripts.data.importers.fetal_align import import_fetal_align, make_label, random_walker
 from scripts.geometry import EYES_BELOW_HORIZONTAL_DEG, geodesic_deg, landmarks_to_pose
-from scripts.importers import fetal_align
-from scripts.importers.fetal_align import import_fetal_align, make_label, random_walker
 from scripts.simulation.anatomy import (
     biparietal_mm,
     eye_diameter_mm,

@@ -14,14 +14,15 @@ from ignite.engine import Engine
 from monai.utils import CommonKeys
 
 from conftest import BUNDLE, head_pose, make_affine
-from scripts.chain import Prediction
-from scripts.crop import Box
+from scripts.cubes import Box
+from scripts.evaluation.inferer import HeadPoseInferer
+from scripts.evaluation.pose_writer import PoseWriter
 from scripts.geometry import geodesic_deg
-from scripts.inferer import HeadPoseInferer, TrainingInferer
-from scripts.loss import HeadPoseLoss
 from scripts.network import E3CNN, HeadPoseNet
-from scripts.output import PoseWriter
+from scripts.network.chain import Prediction
 from scripts.phantom import make_phantom
+from scripts.training.losses import HeadPoseLoss
+from scripts.training.precision import TrainingInferer
 
 STATUSES = {
     "good": "ok",
@@ -132,7 +133,7 @@ def test_storage_order_does_not_change_the_pose(tmp_path):
 
 def test_picture_shows_the_planes_of_the_head_frame():
     """A blob on the head's anterior axis appears on the left of the sagittal plane, and so on."""
-    from scripts.drawing import sample_plane
+    from scripts.evaluation.drawing import sample_plane
 
     pose, shape = head_pose(), (60, 60, 60)
     affine = make_affine("LPS", (3.0, 3.0, 3.0), 10.0, shape)

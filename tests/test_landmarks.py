@@ -7,7 +7,8 @@ import torch
 from ignite.engine import Engine
 from torch.utils.data import DataLoader
 
-from scripts.landmarks import FreshCopy, LandmarkNet, shared_copy
+from scripts.network.landmarks import LandmarkNet
+from scripts.training.corrector import FreshCopy, shared_copy
 
 
 @pytest.fixture

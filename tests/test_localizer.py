@@ -7,8 +7,8 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch.nn import functional
 
-from scripts.inferer import TrainingInferer
-from scripts.localizer import Localizer, channels_to_space, space_to_channels
+from scripts.network.localizer import Localizer, channels_to_space, space_to_channels
+from scripts.training.precision import TrainingInferer
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -12,7 +12,8 @@ from monai.metrics import DiceMetric
 from monai.networks import one_hot
 from scipy.spatial.transform import Rotation
 
-from scripts import metrics as m
+from scripts.evaluation import metrics as m
+from scripts.evaluation.case_table import CaseTable, read_case_table
 
 
 def poses(n: int, seed: int) -> torch.Tensor:
@@ -200,7 +201,7 @@ def evaluator(tmp_path):
     engine.state.metric_details = {}
     for name, (build, of) in METRICS.items():
         m.metric(build(), of=of).attach(engine, name)
-    m.CaseTable(tmp_path / "out" / "cases.csv", list(METRICS)).attach(engine)
+    CaseTable(tmp_path / "out" / "cases.csv", list(METRICS)).attach(engine)
     return engine
 
 
@@ -233,7 +234,7 @@ def test_through_an_engine_and_back_from_the_table(evaluator, tmp_path):
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(["case", *METRICS])
     assert [line.split(",")[0] for line in lines[1:]] == list("abcde")
-    table = m.read_case_table(path)
+    table = read_case_table(path)
     assert list(table) == list(METRICS)
     for name, column in table.items():
         np.testing.assert_allclose(column, expected[name], atol=1e-3, err_msg=name)
@@ -253,4 +254,4 @@ def test_an_empty_table_is_refused(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_text("case,rotation_deg\n")
     with pytest.raises(ValueError, match="no cases"):
-        m.read_case_table(path)
+        read_case_table(path)

@@ -13,11 +13,11 @@ import torch
 from monai.bundle import ConfigParser
 
 from conftest import BUNDLE
-from scripts.crop import Box, crop_cube
+from scripts.cubes import Box, crop_cube
 from scripts.geometry import frame_to_rotation, geodesic_deg
-from scripts.inferer import TrainingInferer
 from scripts.network import HeadPoseNet, pool_axes
 from scripts.phantom import make_phantom
+from scripts.training.precision import TrainingInferer
 from symmetry import move_field, move_voxels
 
 MOVES = {

@@ -13,12 +13,13 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.nn import functional
 
-from scripts import chain as chain_module
-from scripts.crop import Box, crop_cube
+from scripts.cubes import Box, crop_cube
 from scripts.geometry import frame_to_rotation, geodesic_deg
-from scripts.localizer import channels_to_space, space_to_channels
-from scripts.network import E3CNN, HeadPoseNet, pool_axes, reachable
-from scripts.steerable import with_channels
+from scripts.network import E3CNN, HeadPoseNet, pool_axes
+from scripts.network import chain as chain_module
+from scripts.network.e3cnn import reachable
+from scripts.network.localizer import channels_to_space, space_to_channels
+from scripts.network.steerable import with_channels
 from symmetry import SYMMETRIES, move_field, move_voxels, relative_error
 
 TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1}

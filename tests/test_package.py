@@ -21,7 +21,7 @@ from monai.handlers import CheckpointLoader
 
 from conftest import BUNDLE, REPOSITORY
 from package import NAME, PackageError, main, package_files, uncommitted, write_package
-from scripts.checkpoint import ResumableTraining
+from scripts.training.checkpoint import ResumableTraining
 
 VERSION = json.loads((BUNDLE / "configs/metadata.json").read_text())["version"]
 ZIP_NAME = f"{NAME}_v{VERSION}.zip"

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.image import imread
 from scipy.spatial.transform import Rotation
 
-from scripts.metrics import read_case_table, read_cases
-from scripts.report import auroc, case_list, main, moved, quantile, read_poses, table
+from scripts.evaluation.case_table import read_case_table, read_cases
+from scripts.evaluation.tables import auroc, case_list, moved, quantile, read_poses, table
+from scripts.report import main
 
 INF, NAN = math.inf, math.nan
 HEADER = ("case", "rotation_deg", "translation_mm", "dice_brain", "head_detection", "confidence")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from scripts import sampling
-from scripts.sampling import MixtureSampler, in_order, mixture_weights, shuffled
+from scripts.data import sampling
+from scripts.data.sampling import MixtureSampler, in_order, mixture_weights, shuffled
 
 CASES = list(range(11))
 

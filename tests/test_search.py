@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.crop import Box
+from scripts.cubes import Box
 from scripts.geometry import axis_angle_to_rotation, geodesic_deg, landmark_frame, landmarks_to_pose
-from scripts.landmarks import Landmarks
 from scripts.network import HeadPoseNet
+from scripts.network.landmarks import Landmarks
 from symmetry import SYMMETRIES, move_voxels
 
 SHAPE = (34, 32, 36)

@@ -10,8 +10,8 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from e3nn.math import soft_one_hot_linspace
 
-from scripts import steerable as s
-from scripts.inferer import TrainingInferer
+from scripts.network import steerable as s
+from scripts.training.precision import TrainingInferer
 from symmetry import SYMMETRIES, move_voxels, relative_error
 
 MIXED = o3.Irreps("3x0e + 2x0o + 2x1e + 1o + 2e + 2o")

@@ -12,17 +12,12 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine, save_nifti
-from scripts import transforms
-from scripts.crop import TYPICAL_BRAIN_MM, brain_box
+from scripts.cubes import TYPICAL_BRAIN_MM, brain_box
+from scripts.data import volumes as transforms
+from scripts.data.transforms import HeadBoxd, HeadToGridd
+from scripts.data.volumes import LoadVolumed, ToWorkingGridd, VolumeError
 from scripts.geometry import grid_to_world
-from scripts.loss import UNKNOWN
-from scripts.transforms import (
-    HeadBoxd,
-    HeadToGridd,
-    LoadVolumed,
-    ToWorkingGridd,
-    VolumeError,
-)
+from scripts.labels import UNKNOWN
 
 SPACING_MM = 4.0
 

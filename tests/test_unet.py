@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.unet import UNet
+from scripts.e3pose.unet import UNet
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (9, 14, 11), (3, 2, 5), (1, 1, 1)])

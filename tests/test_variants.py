@@ -12,19 +12,19 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from conftest import head_pose, make_affine, rotation_matrix, save_nifti
-from scripts.datasets import datalist, volumes_in
-from scripts.variants import (
+from scripts.data.datalists import datalist, volumes_in
+from scripts.data.variants import (
     KINDS,
     Volume,
     averaged,
     centered_affine,
-    main,
     random_navigator,
     regridded,
     resampled,
     volume_center_mm,
     write_variant,
 )
+from scripts.variants import main
 
 WITH_HEAD = ["navigator", "regridded"]
 SHAPE = (50, 44, 30)
@@ -359,7 +359,7 @@ def test_repeats_share_the_subject(dataset, tmp_path):
 def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
     whole, part = tmp_path / "whole", tmp_path / "part"
     make("navigator", dataset, whole)
-    from scripts import variants
+    from scripts.data import variants
 
     plain, written = variants.write_nifti, []
 

@@ -20,14 +20,14 @@ from e3nn import o3
 from monai.bundle import ConfigParser, create_workflow
 
 from conftest import BUNDLE
-from scripts import network, weights
-from scripts.crop import Box
-from scripts.e3pose_network import E3PoseNet, read_axes
-from scripts.importers.e3pose_weights import import_localizer, import_rotation
-from scripts.network import E3CNN
-from scripts.steerable import SignedMaxPool, SteerableConv
-from scripts.unet import UNet
-from scripts.weights import import_e3pose, read_state
+from scripts import weights
+from scripts.cubes import Box
+from scripts.e3pose.checkpoints import import_e3pose, read_state
+from scripts.e3pose.network import E3PoseNet, read_axes
+from scripts.e3pose.unet import UNet
+from scripts.e3pose.weights import import_localizer, import_rotation
+from scripts.network import E3CNN, e3cnn
+from scripts.network.steerable import SignedMaxPool, SteerableConv
 
 PARITY = Path(__file__).parent / "data/parity"
 ROTATION, LOCALIZER = PARITY / "e3cnn_small.pth", PARITY / "unet_small.ckpt"
@@ -134,7 +134,7 @@ def test_cutting_what_is_not_reached_leaves_the_function(features, levels, monke
     """Also where the last convolution sees irreps that are zero, and with random scales."""
     config = {"convolutions": 2, "pool": "signed_max", "num_radial": 5, "radius": 2.5}
     with monkeypatch.context() as patch:
-        patch.setattr(network, "reachable", lambda irreps_in, irreps_out, lmax: irreps_out)
+        patch.setattr(e3cnn, "reachable", lambda irreps_in, irreps_out, lmax: irreps_out)
         full = E3CNN(features=features, levels=levels, **config).eval()
     for name, value in full.named_parameters():
         if ".norm." in name:
@@ -160,7 +160,7 @@ def multiply_adds(net: E3CNN, side: int) -> float:
 def test_networks_of_the_authors_own_size(monkeypatch):
     """Five levels, m = 2: nothing of the function, but a quarter of the cost is cut away."""
     with monkeypatch.context() as patch:
-        patch.setattr(network, "reachable", lambda irreps_in, irreps_out, lmax: irreps_out)
+        patch.setattr(e3cnn, "reachable", lambda irreps_in, irreps_out, lmax: irreps_out)
         full = E3CNN(2, 5, convolutions=2, pool="signed_max", num_radial=5, radius=2.5)
     net, config = import_rotation(to_authors(full), "full")
     assert config["features"] == [2, 4, 8, 16, 32]

@@ -21,14 +21,16 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .chain import Guess
-from .crop import Box
+from .cubes import Box
+from .data.volumes import ToWorkingGridd
+from .e3pose.fast_convolutions import fastest
 from .export import declared_network
-from .loss import HeadPoseLoss
-from .network import E3CNN, HeadPoseNet
-from .phantom import make_phantom
-from .plain import PlainCNN
-from .transforms import ToWorkingGridd
+from .network.chain import Guess
+from .network.e3cnn import E3CNN
+from .network.head_pose_net import HeadPoseNet
+from .network.plain_cnn import PlainCNN
+from .simulation.volume import make_phantom
+from .training.losses import HeadPoseLoss
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,7 +142,7 @@ def crops(table: Table, networks: Iterable[tuple[str, nn.Module, Tensor]]) -> No
         call = lambda n=network, c=crop: n(c)  # type: ignore[misc]  # noqa: E731
         table.row(name, call, floor)
         if isinstance(network, E3CNN):
-            network.freeze(crop.shape[-1])
+            network.freeze(crop.shape[-1], fastest)
             table.row(f"{name}, frozen", call, floor)
 
 

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-
-# DDP imports it where it is first built, and its default arguments would then keep the group
 import torch.distributed.nn.functional
 from ignite.engine import Engine
 from monai.engines import IterationEvents
@@ -24,6 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
 
 _wrapped: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 

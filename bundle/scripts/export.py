@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from torch.export import Dim, ExportedProgram
 
 from .files import partial_path
-from .network import HeadPoseNet
+from .network.head_pose_net import HeadPoseNet
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]

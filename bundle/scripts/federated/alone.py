@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import save
 from ..files import write_json
+from ..training.checkpoint import save
 from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
 
 

@@ -32,8 +32,8 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
 
-from ..checkpoint import save
 from ..files import write_json
+from ..training.checkpoint import save
 from .alone import train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
 from .kit import CLASSES, prepare_kit

@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..metrics import read_case_table
-from ..report import aligned
+from ..evaluation.case_table import read_case_table
+from ..evaluation.tables import aligned
 from .site import HISTORY
 
 Columns = Mapping[str, Sequence[float]]

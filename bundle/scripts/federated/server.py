@@ -26,8 +26,8 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fedprox_utils import set_fedprox_metadata
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from ..checkpoint import save
 from ..files import write_json
+from ..training.checkpoint import save
 from .client import PLAN, REFUSED, VOLUMES
 from .site import BEST, HISTORY, LAST, Plan, shared_keys
 

@@ -24,7 +24,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor, nn
 
-from ..datasets import datalist
+from ..data.datalists import datalist
 
 logger = logging.getLogger(__name__)
 

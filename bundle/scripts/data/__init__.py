@@ -1,0 +1,1 @@
+"""From files to what the networks are trained and run on; knows no network."""

@@ -1,0 +1,1 @@
+"""What a network finds, rated, tabled, drawn and written."""

@@ -1,0 +1,1 @@
+"""What a trainer needs beside MONAI: batches, losses, steps, checkpoints."""
