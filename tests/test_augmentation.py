@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from scipy.spatial.transform import Rotation
 
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine
-from scripts.cubes import brain_box
+from scripts.cubes import brain_cube
 from scripts.data import augmentation
 from scripts.data.augmentation import (
     RandFieldOfViewd,
@@ -136,8 +136,8 @@ def test_similarity_keeps_labels_and_moves_them_with_the_image(tmp_path):
         moved = HeadToGridd()(transform(d))
         assert moved["label"].shape == moved["image"].shape == (1, 80, 80, 80)
         assert set(moved["label"].unique().tolist()) == {0, 1, 2}
-        box, _ = brain_box(moved["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
-        assert (box.center_mm[0] - moved["head_to_grid"][:3, 3]).norm() < 1
+        cube, _ = brain_cube(moved["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
+        assert (cube.center_mm[0] - moved["head_to_grid"][:3, 3]).norm() < 1
         inside = moved["label"].as_tensor() > 0
         assert moved["image"].as_tensor()[inside].mean() > 0.4  # the noise outside has 0.2
     assert torch.equal(d["image"].as_tensor(), to_grid(labelled_case(tmp_path))["image"])

@@ -1,4 +1,4 @@
-"""e3pose_network.py: the authors' box and axes by hand, and the contract of HeadPoseNet."""
+"""e3pose/network.py: the authors' cube and axes by hand, and the contract of HeadPoseNet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.cubes import Box, brain_box
-from scripts.e3pose.network import E3PoseNet, extent_box, read_axes
+from scripts.cubes import along_grid, brain_cube
+from scripts.e3pose.network import E3PoseNet, extent_cube, read_axes
 from scripts.e3pose.unet import UNet
 from scripts.evaluation.inferer import HeadPoseInferer
 from scripts.geometry import geodesic_deg, quaternion_to_rotation
 from scripts.network import E3CNN, HeadPoseNet
+from scripts.network.head_pose_net import TrainingOutput
 from scripts.training.losses import HeadPoseLoss
 from symmetry import SYMMETRIES, move_voxels
 
@@ -43,14 +44,15 @@ def small_chain(**options):
     return E3PoseNet(Threshold(), E3CNN(**SMALL), crop_size=8, min_brain_ml=1.0, **options).eval()
 
 
-def test_box_is_the_mean_extent_of_the_mask():
+def test_cube_is_the_mean_extent_of_the_mask():
     masks = torch.zeros(3, 1, 12, 10, 14, dtype=torch.bool)
     masks[0, 0, 2:5, 3:9, 4:8] = True  # extents of 3, 6 and 4 voxels
     masks[1, 0, 11, 9, 13] = True
-    box, volume_ml = extent_box(masks, 3.0, 0.6)
-    reference, reference_ml = brain_box(masks, 3.0, 0.6)
-    torch.testing.assert_close(box.side_mm, torch.tensor([13 / 3 * 3 / 0.6, 5.0, 1.0]))
-    torch.testing.assert_close(box.center_mm, reference.center_mm)
+    cube, volume_ml = extent_cube(masks, 3.0, 0.6)
+    reference, reference_ml = brain_cube(masks, 3.0, 0.6)
+    torch.testing.assert_close(cube.side_mm, torch.tensor([13 / 3 * 3 / 0.6, 5.0, 1.0]))
+    torch.testing.assert_close(cube.center_mm, reference.center_mm)
+    assert cube.rotation.equal(torch.eye(3).expand(3, 3, 3))
     assert volume_ml.equal(reference_ml)
 
 
@@ -86,8 +88,8 @@ def test_pose_stands_at_the_largest_component_and_labels_show_it():
     volume, net = head(), small_chain()
     found = net.predict(volume)
     brain = found.label == 1
-    box, volume_ml = extent_box(brain, net.spacing_mm, 0.6)
-    torch.testing.assert_close(found.head_to_grid[:, :3, 3], box.center_mm)
+    cube, volume_ml = extent_cube(brain, net.spacing_mm, 0.6)
+    torch.testing.assert_close(found.head_to_grid[:, :3, 3], cube.center_mm)
     assert found.brain_volume_ml.equal(volume_ml)
     assert found.label.dtype == torch.uint8
     assert not found.label[..., 0, 0, :3].any()  # the smaller one is not brain
@@ -145,15 +147,16 @@ def test_a_turned_volume_gives_the_turned_pose():
             torch.testing.assert_close(found.confidence, confidence)
 
 
-def test_reference_box_places_the_crop_and_overrules_no_head():
+def test_a_reference_places_the_crop_and_overrules_no_head():
     net, volume = small_chain(), head()
-    box = Box(torch.tensor([[3.0, -6.0, 2.0]]), torch.tensor([40.0]))
-    found = net.predict(torch.zeros_like(volume) + 0.1 * volume, box)
-    torch.testing.assert_close(found.head_to_grid[:, :3, 3], box.center_mm)
+    cube = along_grid(torch.tensor([[[3.0, -6.0, 2.0]]]), torch.tensor([[40.0]]))
+    found = net.predict(torch.zeros_like(volume) + 0.1 * volume, cube)
+    torch.testing.assert_close(found.head_to_grid[:, :3, 3], cube.center_mm[:, 0])
     assert found.head_to_grid.isfinite().all()
-    output = HeadPoseInferer()(volume, net, box)
+    output = HeadPoseInferer()(volume, net, cube)
     assert set(output) == {*HeadPoseInferer()(volume, net), "reference_crop"}
     assert output["head_to_grid"].equal(net(volume))
+    torch.testing.assert_close(output["reference_crop"], net.predict(volume, cube).head_to_grid)
     own = HeadPoseNet(E3CNN(**SMALL), crop_size=8, localizer_channels=(4,) * 6).eval()
     ours = own.predict(volume)
     assert {k: v.shape for k, v in ours._asdict().items()} == {
@@ -169,18 +172,20 @@ def test_both_networks_learn_from_the_loss():
         "head_to_grid": torch.eye(4).unsqueeze(0),
         "has_head": torch.ones(1),
     }
-    box = Box(torch.zeros(1, 3), torch.tensor([45.0]))
+    cube = along_grid(torch.zeros(1, 1, 3), torch.tensor([[45.0]]))
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        logits, field, landmarks = net(volume, box)
-        loss = HeadPoseLoss()((logits, field, landmarks), target)
+        output = net(volume, cube)
+        loss = HeadPoseLoss()(output, target)
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
         losses.append(loss.item())
-    assert logits.shape == (1, 3, *volume.shape[2:])
-    assert field.shape == (1, 3, 3, 4, 4, 4)
+    assert isinstance(output, TrainingOutput)
+    assert output.logits.shape == (1, 3, *volume.shape[2:])
+    assert output.field.shape == (1, 3, 3, 4, 4, 4)
+    assert output.landmarks is None
     assert math.isfinite(losses[-1])
     assert losses[-1] < 0.9 * losses[0]

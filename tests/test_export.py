@@ -12,10 +12,12 @@ import torch
 from monai.data import MetaTensor
 from torch.nn import functional
 
+from chains import Blind, mark
 from conftest import BUNDLE, labelled_case, save_nifti
 from scripts.data.volumes import LoadVolumed, ToWorkingGridd
 from scripts.e3pose.fast_convolutions import MatrixConv, TiledConv, fastest
 from scripts.export import declared_network, export_program, write_onnx, write_pt2
+from scripts.geometry import no_head
 from scripts.network import E3CNN, HeadPoseNet
 from scripts.network.frozen import DirectConv
 from scripts.phantom import make_phantom
@@ -39,22 +41,37 @@ def tiny_chain():
         random_norms(E3CNN(**TINY)),
         crop_size=8,
         localizer_channels=(4, 4, 4, 4, 4, 4),
-        min_brain_ml=0.0,
-        min_density=0.0,
-        turns=2,
+        min_brain_ml=0.05,
+        min_density=1e-4,
+        landmarks=None,
+        sure=0.0,
     )
     # brain wherever the volume is bright, so that there is something to turn
     net.localizer.final_conv.bias.data[8:16] += 0.3
+    # what is marked is seen in the second pass only, or not at all
+    net.chain.localizer = Blind(net.localizer)
     return net.eval()
 
 
 def volumes(tmp_path):
-    """Noise, and a head as inference prepares it."""
+    """Noise, a head as inference prepares it, and a batch that needs the second pass."""
     case = labelled_case(tmp_path)
     loaded = LoadVolumed("image")({"image": case["image"]})
     head = ToWorkingGridd(label_key=None, spacing_mm=4.0)(loaded)["image"].as_tensor()[None]
     generator = torch.Generator().manual_seed(2)
-    return [torch.rand(shape, generator=generator) for shape in SHAPES] + [head]
+    noise = [torch.rand(shape, generator=generator) for shape in SHAPES]
+    unseen = torch.cat([mark(noise[1], 0), noise[1].flip(2), mark(noise[1], 0, 1)])
+    return [*noise, head, unseen]
+
+
+def test_the_volumes_need_both_passes(tmp_path):
+    """What the other tests compare: all is found at once but what is marked."""
+    net = tiny_chain()
+    with torch.no_grad():
+        *others, unseen = volumes(tmp_path)
+        assert not any(no_head(net.chain.one_pass(volume).head_to_grid).any() for volume in others)
+        assert no_head(net.chain.one_pass(unseen).head_to_grid).tolist() == [True, False, True]
+        assert no_head(net(unseen)).tolist() == [False, False, True]
 
 
 def assert_same(found, expected):
@@ -153,22 +170,23 @@ with torch.no_grad():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """TorchScript and torch.export files of a small chain, what it gives, and the program."""
+    """A folder, TorchScript and torch.export of a small chain, volumes, and what it gives."""
     folder = tmp_path_factory.mktemp("exported")
     net = tiny_chain()
-    script = torch.jit.script(net)
-    torch.jit.save(script, folder / "model.ts")
-    program = export_program(net)
-    write_pt2(program, folder / "model.pt2")
+    script, program = torch.jit.script(net), export_program(net)
     given = volumes(folder)
     with torch.no_grad():
         expected = [net(volume) for volume in given]
-    return folder, program, given, expected
+    return folder, script, program, given, expected
 
 
 @pytest.mark.parametrize("name", ["model.ts", "model.pt2"])
 def test_exported_files_work_without_this_code(exported, name):
-    folder, _, given, expected = exported
+    folder, script, program, given, expected = exported
+    if name.endswith("ts"):
+        torch.jit.save(script, folder / name)
+    else:
+        write_pt2(program, folder / name)
     torch.save(given, folder / "data.pt")
     subprocess.run(
         [sys.executable, "-c", LOADED, str(folder / name), str(folder / "data.pt")],
@@ -185,7 +203,7 @@ def test_exported_files_work_without_this_code(exported, name):
 def test_onnx_of_any_batch_and_size(exported, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    _, program, given, expected = exported
+    *_, program, given, expected = exported
     write_onnx(program, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -227,7 +245,7 @@ def test_ckpt_export_and_inference_from_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["script", "export"])
-def test_the_shipped_chain_is_the_same(form):
+def test_the_shipped_chain_is_the_same(form, tmp_path):
     """With landmarks, whose search is a chain of choices: on a head, where they are clear."""
     net = declared_network(BUNDLE / "configs/inference.json", BUNDLE / "models/model.pt")
     phantom = make_phantom(1, ga_weeks=30, contrast="epi", voxel_mm=(4, 4, 4))
@@ -237,8 +255,11 @@ def test_the_shipped_chain_is_the_same(form):
     volume = ToWorkingGridd(label_key=None)({"image": image})["image"].as_tensor()[None]
     with torch.no_grad():
         expected = net(volume)
-        found = (torch.jit.script(net) if form == "script" else export_program(net).module())(
-            volume
-        )
+        if form == "script":
+            exported = torch.jit.script(net)
+        else:
+            write_pt2(export_program(net), tmp_path / "model.pt2")
+            exported = torch.export.load(tmp_path / "model.pt2").module()
+        found = exported(volume)
     assert expected.isfinite().all()
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)

@@ -14,13 +14,13 @@ from ignite.engine import Engine
 from monai.utils import CommonKeys
 
 from conftest import BUNDLE, head_pose, make_affine
-from scripts.cubes import Box
+from scripts.cubes import along_grid
 from scripts.evaluation.inferer import HeadPoseInferer
 from scripts.evaluation.pose_writer import PoseWriter
 from scripts.geometry import geodesic_deg
 from scripts.network import E3CNN, HeadPoseNet
-from scripts.network.chain import Prediction
 from scripts.phantom import make_phantom
+from scripts.training.batches import PrepareHeadBatch
 from scripts.training.losses import HeadPoseLoss
 from scripts.training.precision import TrainingInferer
 
@@ -160,112 +160,59 @@ def test_picture_shows_the_planes_of_the_head_frame():
 def network():
     """A tiny HeadPoseNet, a batch of volumes, and cubes to look at."""
     rotation = E3CNN(features=1, levels=2, convolutions=1, lmax=1, in_channels=3)
-    chain = {"crop_size": 8, "localizer_channels": (4,) * 6, "min_brain_ml": 0.0, "turns": 2}
-    return HeadPoseNet(rotation, **chain, maps_dropout=0.0)
+    chain = {"crop_size": 8, "localizer_channels": (4,) * 6, "min_brain_ml": 0.0}
+    return HeadPoseNet(rotation, **chain, landmarks=None, maps_dropout=0.0)
 
 
-BOX = Box(torch.tensor([[5.0, -4.0, 3.0], [0.0, 0.0, 8.0]]), torch.tensor([60.0, 70.0]))
+CUBE = along_grid(
+    torch.tensor([[[5.0, -4.0, 3.0]], [[0.0, 0.0, 8.0]]]), torch.tensor([[60.0], [70.0]])
+)
 
 
 def test_inferer_gives_what_the_network_predicts_and_the_pose_of_the_reference_crop(network):
     volumes = torch.rand(2, 1, 18, 20, 16)
-    found = HeadPoseInferer()(volumes, network.eval(), BOX)
+    found = HeadPoseInferer()(volumes, network.eval(), CUBE)
     with torch.no_grad():
         expected = network.predict(volumes)
-        reference = network.predict(volumes, BOX).head_to_grid
+        reference = network.predict(volumes, CUBE).head_to_grid
     for name, value in expected._asdict().items():
         torch.testing.assert_close(found.pop(name), value, equal_nan=True)
     pose = found.pop("reference_crop")
     assert pose.equal(reference)
     assert not found
-    torch.testing.assert_close(pose[:, :3, 3], BOX.center_mm)  # where the reference says
+    torch.testing.assert_close(pose[:, :3, 3], CUBE.center_mm[:, 0])  # where the reference says
     without = HeadPoseInferer()(volumes, network)
     assert set(without) == set(expected._fields)
     assert not any(value.requires_grad for value in without.values())
 
 
-HEAD = torch.tensor([[0.0, 0, 1, 6], [1, 0, 0, -2], [0, 1, 0, 4], [0, 0, 0, 1]])
-SHAPE = (13, 17, 15)
-
-
-class SeesAlong:
-    """Finds the head of ``marked`` volumes only where their longest axis is the one of ``axis``."""
-
-    def __init__(self, axis: int, confidence: float = 1.0) -> None:
-        self.axis, self.confidence, self.looks = axis, confidence, 0
-
-    def predict(self, volume: torch.Tensor) -> Prediction:
-        self.looks += 1
-        poses = torch.stack([self.pose(item[0]) for item in volume])
-        confidence = self.confidence * ~poses[:, 0, 0].isnan()
-        volume_ml = torch.full_like(confidence, self.looks)
-        return Prediction(poses, confidence, volume_ml, (volume > 0).to(torch.uint8))
-
-    def pose(self, item: torch.Tensor) -> torch.Tensor:
-        if torch.tensor(item.shape).argmax() != self.axis or item.max() < 4:
-            return torch.full((4, 4), torch.nan)
-        middle = (torch.tensor(item.shape) - 1) / 2
-        points = torch.stack([(item == k).nonzero()[0] - middle for k in (1, 2, 3, 4)]) * 2.0
-        pose = torch.eye(4)
-        pose[:3] = torch.cat([(points[1:] - points[0]).T / 2, points[:1].T], dim=1)
-        return pose
-
-
-def marked(bright: float) -> torch.Tensor:
-    """A volume (1, 1, *SHAPE), of 2 mm, whose voxels 1 to ``bright`` are the head's middle and what
-    lies next to it on its right, before and above it."""
-    volume = torch.zeros(1, 1, *SHAPE)
-    points = torch.cat([HEAD[:3, 3:], HEAD[:3, 3:] + 2 * HEAD[:3, :3]], dim=1).T
-    for value, point in enumerate(points, 1):
-        if value <= bright:
-            i, j, k = (point / 2 + (torch.tensor(SHAPE) - 1) / 2).round().long().tolist()
-            volume[0, 0, i, j, k] = value
-    return volume
-
-
-@pytest.mark.parametrize(("axis", "looks"), [(1, 1), (0, 2), (2, 3)])
-def test_what_is_not_found_at_once_is_found_in_the_turned_volume(axis, looks):
-    """With pose and label in the axes of the volume as it came; the longest is first the second."""
-    volume = marked(4)
-    net = SeesAlong(axis)
-    found = HeadPoseInferer(looks=3)(volume, net)
-    assert net.looks == looks
-    torch.testing.assert_close(found["head_to_grid"][0], HEAD)
-    assert found["label"].equal((volume > 0).to(torch.uint8))
-    assert found["brain_volume_ml"].tolist() == [looks]
-    if looks > 1:
-        net = SeesAlong(axis)
-        found = HeadPoseInferer(looks=looks - 1)(volume, net)
-        assert net.looks == looks - 1
-        assert found["head_to_grid"].isnan().all()
-        assert found["brain_volume_ml"].tolist() == [1]  # what the first look saw
-
-
-def test_only_volumes_without_a_head_are_looked_at_again():
-    volumes = torch.cat([marked(1), marked(4), marked(1)])
-    net = SeesAlong(0)
-    found = HeadPoseInferer(looks=3)(volumes, net)
-    assert net.looks == 3
-    torch.testing.assert_close(found["head_to_grid"][1], HEAD)
-    assert found["head_to_grid"][[0, 2]].isnan().all()
-    assert found["confidence"].tolist() == [0, 1, 0]
-    assert found["brain_volume_ml"].tolist() == [1, 2, 1]
-    assert found["label"].equal((volumes > 0).to(torch.uint8))
-
-
-@pytest.mark.parametrize(("axis", "found"), [(1, True), (0, False)])
-def test_a_later_look_must_be_surer_than_the_first(axis, found):
-    output = HeadPoseInferer(looks=3, sure=0.9)(marked(4), SeesAlong(axis, confidence=0.8))
-    assert output["head_to_grid"].isfinite().all() == found
-    assert output["confidence"].item() == pytest.approx(0.8 * found)
-    sure = HeadPoseInferer(looks=3, sure=0.8)(marked(4), SeesAlong(axis, confidence=0.8))
-    assert sure["head_to_grid"].isfinite().all()
-
-
-@pytest.mark.parametrize("looks", [0, 4, "3"])
-def test_number_of_looks_is_checked(looks):
-    with pytest.raises(ValueError, match=f"looks must be 1, 2 or 3, got {looks!r}"):
-        HeadPoseInferer(looks=looks)
+def test_inferer_takes_what_training_hands_it(network):
+    """The landmarks' cubes too, which a pose does not need."""
+    volumes = torch.rand(2, 1, 18, 20, 16)
+    batch = {
+        "image": volumes,
+        "label": torch.zeros(2, 1, 18, 20, 16),
+        "head_to_grid": torch.eye(4).repeat(2, 1, 1),
+        "has_head": torch.ones(2),
+        "center_mm": CUBE.center_mm[:, 0],
+        "side_mm": CUBE.side_mm[:, 0],
+        "crop": torch.rand(2, 3, 1, 8, 8, 8),
+        "crop_point": torch.zeros(2, 3, 3, 3),
+        "crop_aligned": torch.ones(2, 3),
+    }
+    image, target, inputs, _ = PrepareHeadBatch()(batch)
+    assert image.equal(volumes)
+    for found, expected in zip(inputs.cube, CUBE, strict=True):
+        assert found.equal(expected)
+    assert inputs.landmark_cubes.equal(batch["crop"].flatten(0, 1))
+    assert target["crop_point"].shape == (6, 3, 3)
+    found = HeadPoseInferer()(image, network.eval(), *inputs)
+    expected = HeadPoseInferer()(image, network, CUBE)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["reference_crop"], expected["reference_crop"])
+    for name in ("crop", "crop_point", "crop_aligned"):
+        del batch[name]
+    assert PrepareHeadBatch()(batch)[2].landmark_cubes is None
 
 
 @pytest.mark.parametrize(
@@ -292,8 +239,8 @@ def test_mixed_precision_warns_once_where_it_is_slower(monkeypatch, caplog, capa
 def test_training_inferer(network, mixed_precision):
     """Half the bits change the values a little, and neither weights nor gradients lose theirs."""
     volumes = torch.rand(2, 1, 18, 20, 16)
-    exact = network(volumes, BOX)
-    found = TrainingInferer(mixed_precision)(volumes, network, BOX)
+    exact = network(volumes, CUBE)
+    found = TrainingInferer(mixed_precision)(volumes, network, CUBE)
     for ours, expected in zip(found[:2], exact[:2], strict=True):
         assert ours.shape == expected.shape
         error = (ours.float() - expected).abs().max() / expected.abs().max()

@@ -1,4 +1,4 @@
-"""loss.py: what the losses must be blind to, what they must see, and partial labels."""
+"""losses.py: what the losses must be blind to, what they must see, and partial labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from scripts.cubes import cube_cells
 from scripts.labels import BACKGROUND, BRAIN, EYES, UNKNOWN
+from scripts.network.head_pose_net import TrainingOutput
 from scripts.network.landmarks import Landmarks
 from scripts.training.losses import AxisFieldLoss, HeadPoseLoss, LandmarkLoss, SegmentationLoss
 
@@ -126,8 +127,8 @@ def test_gradient_leads_to_the_truth():
     assert loss.item() < 0.05
 
 
-def test_fields_of_several_lattices_are_one_field():
-    """As HeadPoseNet gives them, one behind the other along x: no voxel has a place in the loss."""
+def test_no_voxel_has_a_place_in_the_loss():
+    """Fields of any shape are sets of voxels: only sums over them count."""
     first, second, rotation = random_field(), random_field(), random_rotations(2, 11)
     loss = AxisFieldLoss()
     both = loss(torch.cat([first, second], dim=3), rotation)
@@ -152,13 +153,15 @@ def random_label(batch: int = 2, values=(BACKGROUND, BRAIN, EYES)) -> torch.Tens
 
 def test_segmentation_loss_is_cross_entropy_and_dice():
     logits, label = torch.randn(2, 3, 5, 6, 4), random_label()
-    found = SegmentationLoss()(logits, label)
     dice = DiceLoss(include_background=False, softmax=True)
-    for k in range(2):
-        x, y = logits[k : k + 1], label[k : k + 1].long()
-        entropy = functional.cross_entropy(x, y[:, 0], weight=torch.tensor([1.0, 8.0, 2.0]))
-        expected = entropy + dice(x, one_hot(y, 3))
-        assert found[k].item() == pytest.approx(expected.item(), abs=1e-5)
+    weighted = {SegmentationLoss(): (1.0, 3.0, 30.0), SegmentationLoss((1, 8.0, 2)): (1, 8.0, 2)}
+    for loss, weights in weighted.items():
+        found = loss(logits, label)
+        for k in range(2):
+            x, y = logits[k : k + 1], label[k : k + 1].long()
+            entropy = functional.cross_entropy(x, y[:, 0], weight=torch.tensor(weights))
+            expected = entropy + dice(x, one_hot(y, 3))
+            assert found[k].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_perfect_segmentation_costs_nothing():
@@ -244,7 +247,7 @@ def test_total_is_the_weighted_sum():
     loss = HeadPoseLoss(
         rotation_weight=2.0, segmentation_weight=3.0, voxel_weight=0.1, pooled_weight=0.5
     )
-    found = loss((logits, field, None), target_of(rotation, label, [1.0, 1.0]))
+    found = loss(TrainingOutput(logits, field, None), target_of(rotation, label, [1.0, 1.0]))
     expected = 2 * AxisFieldLoss(0.1, 0.5)(field, rotation).mean()
     expected = expected + 3 * SegmentationLoss()(logits, label).mean()
     torch.testing.assert_close(found, expected)
@@ -254,13 +257,13 @@ def test_rotation_counts_only_where_there_is_a_head():
     logits, label = torch.randn(3, 3, 5, 6, 4), random_label(3)
     field, rotation = random_field(3).requires_grad_(), random_rotations(3, 10)
     loss = HeadPoseLoss(segmentation_weight=0.0)
-    found = loss((logits, field, None), target_of(rotation, label, [1.0, 0.0, 1.0]))
+    found = loss(TrainingOutput(logits, field, None), target_of(rotation, label, [1.0, 0.0, 1.0]))
     each = AxisFieldLoss()(field, rotation)
     torch.testing.assert_close(found, (each[0] + each[2]) / 2)
     (gradient,) = torch.autograd.grad(found, field)
     assert (gradient[1] == 0).all()
     assert (gradient[[0, 2]] != 0).all()
-    none = loss((logits, field, None), target_of(rotation, label, [0.0, 0.0, 0.0]))
+    none = loss(TrainingOutput(logits, field, None), target_of(rotation, label, [0.0, 0.0, 0.0]))
     assert none.item() == 0
     (gradient,) = torch.autograd.grad(none, field)
     assert (gradient == 0).all()
@@ -321,9 +324,9 @@ def test_head_pose_loss_adds_that_of_the_landmarks():
         "has_head": torch.ones(1),
         **cube_target(POINT),
     }
-    without = HeadPoseLoss()((logits, field, None), target)
+    without = HeadPoseLoss()(TrainingOutput(logits, field, None), target)
     found = landmarks_at(POINT + 0.1)
-    together = HeadPoseLoss(landmark_weight=2.0)((logits, field, found), target)
+    together = HeadPoseLoss(landmark_weight=2.0)(TrainingOutput(logits, field, found), target)
     torch.testing.assert_close(together, without + 2 * LandmarkLoss()(found, target))
 
 

@@ -1,4 +1,4 @@
-"""plain.py: the same contract as E3CNN, about the same cost, and no equivariance."""
+"""plain_cnn.py: the same contract as E3CNN, about the same cost, and no equivariance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from conftest import BUNDLE
-from scripts.cubes import Box
+from scripts.cubes import along_grid
 from scripts.geometry import frame_to_rotation
 from scripts.network import E3CNN, HeadPoseNet, pool_axes
 from scripts.network.plain_cnn import PlainCNN
@@ -138,11 +138,11 @@ def test_the_config_exchanges_the_rotation_network_and_nothing_else():
 
 def test_a_chain_with_it_trains_and_predicts():
     """Crop, maps, loss, pooling and confidence are those of E3CNN."""
-    localizer = {"crop_size": 8, "localizer_channels": (4,) * 6, "min_brain_ml": 0.0}
-    net = HeadPoseNet(PlainCNN(**TINY, in_channels=3), **localizer)
+    chain = {"crop_size": 8, "localizer_channels": (4,) * 6, "min_brain_ml": 0.0}
+    net = HeadPoseNet(PlainCNN(**TINY, in_channels=3), **chain, landmarks=None)
     volume = torch.rand(2, 1, 16, 16, 16)
     label = (volume > 0.7).float()
-    box = Box(torch.zeros(2, 3), torch.tensor([40.0, 50.0]))
+    cube = along_grid(torch.zeros(2, 1, 3), torch.tensor([[40.0], [50.0]]))
     target = {
         "label": label,
         "head_to_grid": torch.eye(4).repeat(2, 1, 1),
@@ -152,14 +152,14 @@ def test_a_chain_with_it_trains_and_predicts():
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        found = loss(net.train()(volume, box), target)
+        found = loss(net.train()(volume, cube), target)
         found.backward()
         assert all(p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
         losses.append(found.item())
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
-        logits, field, _ = net.eval()(volume, box)
+        logits, field, _ = net.eval()(volume, cube)
         axes, confidence = pool_axes(field)
         prediction = net.predict(volume)
     assert ((confidence >= 0) & (confidence <= 1)).all()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
-from e3nn.math import soft_one_hot_linspace
+from e3nn.math import normalize2mom, soft_one_hot_linspace
 
+from conftest import BUNDLE
 from scripts.network import steerable as s
 from scripts.training.precision import TrainingInferer
 from symmetry import SYMMETRIES, move_voxels, relative_error
@@ -292,3 +295,17 @@ def test_gradients_in_bfloat16_whatever_memory_holds(side):
         del memory
         found = gradient(True)
         assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_activation_scales_are_those_of_e3nn():
+    scales = [normalize2mom(f).cst for f in (torch.relu, torch.tanh, torch.sigmoid)]
+    assert scales == list(s.ACTIVATION_SCALES)
+
+
+def test_e3nn_does_not_load_the_compiler():
+    """It takes half a second of every command; and ``torch.compiler`` is left as it was."""
+    code = (
+        "import sys, torch; before = torch.compiler.disable; import scripts.network; "
+        "assert torch.compiler.disable is before; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=BUNDLE)

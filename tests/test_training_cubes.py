@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, RandGaussianNoised
 
 from conftest import labelled_case
-from scripts.cubes import brain_box
+from scripts.cubes import brain_cube
 from scripts.data.training_cubes import HeadLandmarksd, RandHeadCropsd
 from scripts.data.volumes import LoadVolumed, ToWorkingGridd
 from scripts.geometry import (
@@ -71,9 +71,9 @@ def test_landmarks_of_a_label(case):
     expected = torch.tensor([[0, 0, 0], [-15.0, 34, -20], [15.0, 34, -20]]).double()
     found = in_the_head(case, case["landmarks_mm"])
     torch.testing.assert_close(found, expected, atol=1.5, rtol=0)
-    box, _ = brain_box((case["label"].as_tensor() == 1)[None], 4.0, 0.6)
-    torch.testing.assert_close(case["brain_mm"], box.center_mm[0])
-    torch.testing.assert_close(case["brain_side_mm"], box.side_mm[0])
+    cube, _ = brain_cube((case["label"].as_tensor() == 1)[None], 4.0, 0.6)
+    torch.testing.assert_close(case["brain_mm"], cube.center_mm[0])
+    torch.testing.assert_close(case["brain_side_mm"], cube.side_mm[0])
 
 
 def test_without_eyes_brain_or_head_nothing_is_made_up(case):

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from conftest import LANDMARKS, find_landmarks, head_pose, labelled_case, make_affine, save_nifti
-from scripts.cubes import TYPICAL_BRAIN_MM, brain_box
+from scripts.cubes import TYPICAL_BRAIN_MM, brain_cube
 from scripts.data import volumes as transforms
-from scripts.data.transforms import HeadBoxd, HeadToGridd
+from scripts.data.transforms import HeadToGridd, ReferenceCubed
 from scripts.data.volumes import LoadVolumed, ToWorkingGridd, VolumeError
 from scripts.geometry import grid_to_world
 from scripts.labels import UNKNOWN
@@ -141,8 +141,8 @@ def test_labels_stay_labels_and_stay_on_the_head(tmp_path):
     assert set(d["label"].unique().tolist()) == {0, 1, 2}
     assert d["label"].shape == d["image"].shape
     np.testing.assert_allclose(d["label"].affine, d["image"].affine)
-    box, _ = brain_box(d["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
-    assert (box.center_mm[0] - d["head_to_grid"][:3, 3]).norm() < 1
+    cube, _ = brain_cube(d["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
+    assert (cube.center_mm[0] - d["head_to_grid"][:3, 3]).norm() < 1
 
 
 def test_absent_label_is_unknown(tmp_path, volume):
@@ -327,11 +327,11 @@ def head(tmp_path):
     return HeadToGridd()(to_grid(labelled_case(tmp_path)))
 
 
-def test_box_is_that_of_the_mask(head):
-    d = HeadBoxd(fill=0.6)(head)
-    box, _ = brain_box(head["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
-    assert torch.equal(d["center_mm"], box.center_mm[0])
-    assert torch.equal(d["side_mm"], box.side_mm[0])
+def test_the_reference_cube_is_that_of_the_mask(head):
+    d = ReferenceCubed(fill=0.6)(head)
+    cube, _ = brain_cube(head["label"].as_tensor()[None] == 1, SPACING_MM, 0.6)
+    assert torch.equal(d["center_mm"], cube.center_mm[0])
+    assert torch.equal(d["side_mm"], cube.side_mm[0])
     # and what it should be: the sphere of 27 mm around the head's origin
     assert (d["center_mm"] - head["head_to_grid"][:3, 3]).norm() < 1
     assert d["side_mm"].item() == pytest.approx(54 / 0.6, rel=0.02)
@@ -339,27 +339,27 @@ def test_box_is_that_of_the_mask(head):
     assert d["side_mm"].shape == ()
 
 
-def test_box_jitter_fills_its_bounds(head):
-    plain = HeadBoxd()(head)
-    jitter = HeadBoxd(shift=0.05, scale=0.1).set_random_state(0)
-    boxes = [jitter(head) for _ in range(300)]
-    shift = torch.stack([(b["center_mm"] - plain["center_mm"]) / plain["side_mm"] for b in boxes])
-    scale = torch.stack([b["side_mm"] / plain["side_mm"] - 1 for b in boxes])
+def test_jitter_of_the_cube_fills_its_bounds(head):
+    plain = ReferenceCubed()(head)
+    jitter = ReferenceCubed(shift=0.05, scale=0.1).set_random_state(0)
+    cubes = [jitter(head) for _ in range(300)]
+    shift = torch.stack([(c["center_mm"] - plain["center_mm"]) / plain["side_mm"] for c in cubes])
+    scale = torch.stack([c["side_mm"] / plain["side_mm"] - 1 for c in cubes])
     for values, bound in ((shift, 0.05), (scale, 0.1)):
         assert values.abs().max() <= bound + 1e-6
         assert values.min(0).values.max() < -0.9 * bound
         assert values.max(0).values.min() > 0.9 * bound
-    again = HeadBoxd(shift=0.05, scale=0.1).set_random_state(0)(head)
-    assert torch.equal(again["center_mm"], boxes[0]["center_mm"])
+    again = ReferenceCubed(shift=0.05, scale=0.1).set_random_state(0)(head)
+    assert torch.equal(again["center_mm"], cubes[0]["center_mm"])
 
 
 @pytest.mark.parametrize("value", [0, 2, UNKNOWN])
-def test_box_without_a_brain_stands_at_the_pose(head, value):
+def test_a_cube_without_a_brain_stands_at_the_pose(head, value):
     head["label"] = torch.full_like(head["label"], value)
-    d = HeadBoxd(fill=0.6)(head)
+    d = ReferenceCubed(fill=0.6)(head)
     assert torch.equal(d["center_mm"], head["head_to_grid"][:3, 3])
     assert d["side_mm"].item() == pytest.approx(TYPICAL_BRAIN_MM / 0.6)
-    jittered = HeadBoxd(shift=0.05)(head)
+    jittered = ReferenceCubed(shift=0.05)(head)
     assert not torch.equal(jittered["center_mm"], d["center_mm"])
     # the jitter does not write into the pose
     assert torch.equal(d["center_mm"], head["head_to_grid"][:3, 3])

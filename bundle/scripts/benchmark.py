@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,19 +18,16 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .cubes import Box
-from .data.volumes import ToWorkingGridd
+from .cubes import along_grid
+from .data.volumes import LoadVolumed, ToWorkingGridd
 from .e3pose.fast_convolutions import fastest
 from .export import declared_network
-from .network.chain import Guess
-from .network.e3cnn import E3CNN
-from .network.head_pose_net import HeadPoseNet
-from .network.plain_cnn import PlainCNN
-from .simulation.volume import make_phantom
+from .files import write_nifti
+from .network import E3CNN, HeadPoseNet, PlainCNN
+from .phantom import make_phantom
 from .training.losses import HeadPoseLoss
 
 ROOT = Path(__file__).parents[1]
@@ -104,34 +102,42 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def inference(table: Table, network: HeadPoseNet) -> None:
-    """The whole chain with the shipped weights, and its parts."""
-    phantom = make_phantom(0, voxel_mm=(3, 3, 4.5), shape=(160, 160, 64))
-    image = MetaTensor(
-        torch.from_numpy(phantom.image).float()[None], affine=torch.from_numpy(phantom.affine)
-    )
-    to_grid = ToWorkingGridd(label_key=None, spacing_mm=network.spacing_mm)
-    table.row("stack 160 x 160 x 64 to working grid", lambda: to_grid({"image": image}))
-    volume = to_grid({"image": image})["image"].as_tensor()[None].to(table.device)
-    shape = " x ".join(str(n) for n in volume.shape[2:])
+def file_to_pose(path: Path, network: HeadPoseNet, device: torch.device) -> Tensor:
+    """``head_to_grid`` (1, 4, 4) of a NIfTI file, as inference.json prepares it."""
+    to_grid = ToWorkingGridd(label_key=None, spacing_mm=network.chain.spacing_mm)
+    image = to_grid(LoadVolumed("image")({"image": str(path)}))["image"].as_tensor()
+    return network(image[None].to(device))
+
+
+def inference(table: Table, network: HeadPoseNet, folder: Path) -> None:
+    """From files to poses with the shipped weights, and the parts of the chain."""
+    stack, navigator = folder / "stack.nii.gz", folder / "navigator.nii.gz"
+    for path, voxel_mm, shape in (
+        (stack, (3.0, 3.0, 4.5), (160, 160, 64)),
+        (navigator, (6.0, 6.0, 6.0), (64, 64, 48)),
+    ):
+        phantom = make_phantom(0, voxel_mm=voxel_mm, shape=shape)
+        write_nifti(path, phantom.image.astype("float32"), phantom.affine)
+    chain, device = network.chain, table.device
+    to_grid = ToWorkingGridd(label_key=None, spacing_mm=chain.spacing_mm)
+    volume = to_grid(LoadVolumed("image")({"image": str(stack)}))["image"].as_tensor()
+    volume = volume[None].to(device)
+    size = " x ".join(str(n) for n in volume.shape[2:])
     whole = convolutions(lambda: network(volume))
     network.freeze()
-    table.row(f"volume {shape} to pose, frozen", lambda: network(volume), whole.run)
-    table.row("  of it the localizer, whole volume", lambda: network.localize(volume))
-    look = network.closer(volume)
-    table.row("  of it the localizer, close looks", lambda: network.localize(look.part))
-    places = len(look.part)
-    box = Box(torch.zeros(places, 3).to(volume), torch.full((places,), 140.0).to(volume))
-    table.row(
-        "  of it the crops and the E3CNN", lambda: network.axis_field(look.part, look.logits, box)
-    )
-    start = Guess(
-        torch.eye(3).to(volume).expand(1, places, 3, 3), box.center_mm[None], box.side_mm[None]
-    )
-    may_win = torch.ones_like(start.side_mm, dtype=torch.bool)
-    table.row("  of it the search by landmarks", lambda: network.search(volume, start, may_win))
-    stack = lambda: network(to_grid({"image": image})["image"].as_tensor()[None].to(table.device))  # noqa: E731
-    table.row("stack to pose, all in all", stack)
+    places = chain.localize(volume)
+    first = chain.first_poses(places)
+    best = chain.search(volume, first)
+    for name, path in (("navigator 64 x 64 x 48", navigator), ("stack 160 x 160 x 64", stack)):
+        call = lambda path=path: file_to_pose(path, network, device)  # noqa: E731
+        table.row(f"{name}, file to pose", call)
+    loaded = LoadVolumed("image")({"image": str(stack)})
+    table.row("  of it to the working grid", lambda: to_grid(dict(loaded)))
+    table.row(f"  of it volume {size} to pose", lambda: network(volume), whole.run)
+    table.row("    of it localize", lambda: chain.localize(volume))
+    table.row("    of it first poses", lambda: chain.first_poses(places))
+    table.row("    of it search", lambda: chain.search(volume, first))
+    table.row("    of it describe", lambda: chain.describe(places, best))
 
 
 def crops(table: Table, networks: Iterable[tuple[str, nn.Module, Tensor]]) -> None:
@@ -159,13 +165,15 @@ def training(table: Table, network: HeadPoseNet, batch: int, patch: int) -> None
         "crop_aligned": torch.ones(4 * batch, device=device),
     }
     cubes = torch.rand(4 * batch, 1, 32, 32, 32, device=device)
-    box = Box(torch.zeros(batch, 3, device=device), torch.full((batch,), 140.0, device=device))
+    cube = along_grid(
+        torch.zeros(batch, 1, 3, device=device), torch.full((batch, 1), 140.0, device=device)
+    )
     network.train()
 
     def step(mixed_precision: bool = False) -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            output = network(volumes, box, cubes)
+            output = network(volumes, cube, cubes)
         loss(output, target).backward()
         optimizer.step()
 
@@ -194,9 +202,10 @@ def main() -> None:
     table, before = Table(device, given.repeats), peak_gib()
     network = shipped()
     with torch.no_grad():
-        inference(table, network)
+        with tempfile.TemporaryDirectory() as folder:
+            inference(table, network, Path(folder))
         inference_gib = peak_gib() - before
-        small = torch.rand(4, 3, *[network.crop_size] * 3, device=device)
+        small = torch.rand(4, 3, *[network.chain.crop_size] * 3, device=device)
     training(table, shipped(), parser["batch_size"], parser["patch_voxels"])
     with torch.no_grad():
         authors = E3CNN(2, 5, convolutions=2, pool="signed_max", num_radial=5, radius=2.5)

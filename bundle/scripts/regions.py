@@ -59,6 +59,32 @@ def densest_place(
     return torch.stack([plane, row - plane * ny, place - row * nz], dim=1), density
 
 
+def likely_places(
+    probability: Tensor, number: int, spacing_mm: float, radius_mm: float, apart_mm: float
+) -> tuple[Tensor, Tensor]:
+    """The ``number`` places of each volume that look most like a brain, the likeliest first.
+
+    ``probability`` is (batch, 1, x, y, z). Each place, a voxel, is the middle of what lies within
+    ``radius_mm`` of the densest voxel; within ``apart_mm`` of it there is no other one.
+    -> (batch, number, 3), and how dense they are (batch, number).
+    """
+    # twice as coarse is exact enough for where to look; one voxel more, so that none is lost
+    probability = functional.avg_pool3d(functional.pad(probability, [0, 1, 0, 1, 0, 1]), 2)
+    shape = [probability.shape[2], probability.shape[3], probability.shape[4]]
+    coarse_mm = 2 * spacing_mm
+    places, densities = [], []
+    for _ in range(number):
+        place, density = densest_place(probability, coarse_mm)
+        near = ball(place, shape, coarse_mm, radius_mm)
+        # the middle of what is there, so that its rim does not count as another place
+        middle = center_of_mass(probability * near)
+        near = ball(middle.round().long(), shape, coarse_mm, apart_mm)
+        probability = probability.masked_fill(near, 0.0)
+        places.append((2 * middle + 0.5).round().long())
+        densities.append(density)
+    return torch.stack(places, dim=1), torch.stack(densities, dim=1)
+
+
 def center_of_mass(weights: Tensor) -> Tensor:
     """Voxel coordinates (batch, 3) of the centre of ``weights`` (batch, 1, x, y, z) >= 0.
 

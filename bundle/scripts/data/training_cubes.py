@@ -17,20 +17,19 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cubes import TYPICAL_BRAIN_MM, cube_cells, reference_cube, sample
+from ..cubes import TYPICAL_BRAIN_MM, Cube, cube_cells, in_line, reference_cube, sample
 from ..geometry import (
     axis_angle_to_rotation,
     geodesic_deg,
     half_turns,
     head_to_grid,
     landmark_frame,
-    put_in_line,
     quaternion_to_rotation,
     voxel_to_grid,
 )
 from ..labels import BRAIN, EYES
 from .transforms import world_pose
-from .volumes import Data
+from .volumes import Data, grid_spacing_mm
 
 # in line with the head, or not; between them a cube is neither
 ALIGNED_DEG, ASTRAY_DEG = 25.0, 40.0
@@ -47,15 +46,15 @@ class HeadLandmarksd(MapTransform):
 
     ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
     label does not show both. ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
-    brain as ``HeadBoxd`` has it, or one of typical size around the pose's origin. For a volume
-    without a head all is NaN but the side, which is the typical one.
+    brain, see ``reference_cube``. For a volume without a head all is NaN but the side, which is
+    the typical one. ``spacing_mm`` of the grid: by default the volume's affine tells it.
     """
 
     def __init__(
         self,
         image_key: str = "image",
         label_key: str = "label",
-        spacing_mm: float = 4.0,
+        spacing_mm: float | None = None,
         fill: float = 0.6,
     ) -> None:
         super().__init__([image_key, label_key])
@@ -69,10 +68,12 @@ class HeadLandmarksd(MapTransform):
         landmarks, center = torch.full((3, 3), torch.nan), torch.full((3,), torch.nan)
         side = torch.tensor(TYPICAL_BRAIN_MM / self.fill)
         if pose is not None:
-            head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
+            spacing_mm = self.spacing_mm or grid_spacing_mm(image)
+            head = head_to_grid(image.affine, image.shape[1:], spacing_mm, pose)
             landmarks[0] = head[:3, 3]
-            landmarks[1:] = _eyes(label, head, self.spacing_mm)
-            center, side = reference_cube(label == BRAIN, landmarks[0], self.spacing_mm, self.fill)
+            landmarks[1:] = _eyes(label, head, spacing_mm)
+            cube = reference_cube(label == BRAIN, landmarks[0], spacing_mm, self.fill)
+            center, side = cube.center_mm, cube.side_mm
         d.update(landmarks_mm=landmarks, brain_mm=center, brain_side_mm=side)
         return d
 
@@ -93,6 +94,7 @@ class Head(NamedTuple):
     landmarks_mm: Tensor  # (3, 3), NaN for unknown ones
     brain_mm: Tensor  # (3,); NaN for a volume without a head
     side_mm: Tensor  # (): of the right cube around the brain
+    spacing_mm: float  # of the volume's voxels
 
     def own(self, points: Tensor, warp: Tensor) -> Tensor:
         """Points (..., 3) in the coordinates of the head before ``warp`` stretched it."""
@@ -111,26 +113,24 @@ class Head(NamedTuple):
         return landmark_frame(points[0], points[1], points[2])
 
 
-class Cube(NamedTuple):
-    """Where a cube stands, in the coordinates of the head before ``warp`` stretched it."""
+class TrainingCube(NamedTuple):
+    """A cube in the coordinates of the head before ``warp`` stretched it."""
 
+    cube: Cube  # ()
     warp: Tensor  # (3,) factors along the head's axes; the first is negative for a mirrored head
-    turn: Tensor  # (3, 3) rotation from the cube's frame
-    middle: Tensor  # (3,) mm
-    side_mm: Tensor  # ()
-    grow: float  # its side as a factor of the right one
+    grow: float  # the cube's side as a factor of the right one
     blank: bool  # it shows a gradient in a box and nothing else
 
-    def moved(self, point: Tensor) -> Cube:
+    def moved(self, point: Tensor) -> TrainingCube:
         """To where the landmarks (3, 3), in sides of the cube, would be in line."""
-        turn, middle = put_in_line(self.turn, self.middle, self.side_mm, point)
-        return self._replace(turn=turn, middle=middle)
+        return self._replace(cube=in_line(self.cube, point))
 
     def target(self, head: Head) -> tuple[Tensor, Tensor]:
         """Landmarks (3, 3) in sides of the cube, NaN for unknown ones, and ``aligned`` ()."""
-        point = (head.own_landmarks(self.warp) - self.middle) @ self.turn / self.side_mm
-        off = (head.own(head.brain_mm, self.warp) - self.middle).norm() / self.side_mm
-        angle = geodesic_deg(head.upright(self.warp), self.turn)
+        middle, side_mm, rotation = self.cube
+        point = (head.own_landmarks(self.warp) - middle) @ rotation / side_mm
+        off = (head.own(head.brain_mm, self.warp) - middle).norm() / side_mm
+        angle = geodesic_deg(head.upright(self.warp), rotation)
         nothing = self.blank or bool(off.isnan())
         near = off < NEAR and abs(math.log(self.grow)) < math.log(NEAR_SCALE)
         aligned = torch.tensor(torch.nan)
@@ -173,6 +173,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
     bend_prob, bend_mm : probability of a smooth random displacement; its standard deviation is
         uniform up to this
     motion_prob, motion_mm : the same for a displacement of every slice of a random orientation
+    spacing_mm : of the grid; by default the volume's affine tells it
     corrector : ``LandmarkNet`` that moves cubes as the search for the head does, so that what is
         called a head then, rightly or not, is trained on: a ``shared_copy`` of the network
     corrected_prob, corrections : probability that a cube is so moved, and that it is so moved
@@ -200,7 +201,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         bend_mm: float = 3.0,
         motion_prob: float = 0.3,
         motion_mm: float = 2.5,
-        spacing_mm: float = 4.0,
+        spacing_mm: float | None = None,
         image_key: str = "image",
         corrector: nn.Module | None = None,
         corrected_prob: float = 0.5,
@@ -229,8 +230,10 @@ class RandHeadCropsd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
-        axes, origin = head_frame(d, self.spacing_mm)
-        head = Head(axes, origin, d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"])
+        spacing_mm = self.spacing_mm or grid_spacing_mm(d[self.keys[0]])
+        axes, origin = head_frame(d, spacing_mm)
+        landmarks_mm, brain_mm, side_mm = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
+        head = Head(axes, origin, landmarks_mm, brain_mm, side_mm, spacing_mm)
         image = d[self.keys[0]].as_tensor().float()
         cubes = [self._draw(image, head) for _ in range(self.crops)]
         shown = [self._show(image, head, cube) for cube in cubes]
@@ -242,7 +245,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         d["crop_aligned"] = torch.stack([aligned for _, aligned in targets])
         return d
 
-    def _draw(self, image: Tensor, head: Head) -> Cube:
+    def _draw(self, image: Tensor, head: Head) -> TrainingCube:
         nowhere = bool(head.brain_mm.isnan().any())
         elsewhere = nowhere or self.R.uniform() < self.elsewhere_prob
         warp = self._warp()
@@ -252,24 +255,30 @@ class RandHeadCropsd(Randomizable, MapTransform):
             shift, scale = self.off_shift, self.off_scale
         grow = float(np.exp(self.R.uniform(-1, 1) * math.log(scale)))
         offset = head.side_mm * torch.from_numpy(self.R.normal(size=3) * shift).float()
-        place = self._place(image) if elsewhere else head.brain_mm
+        place = self._place(image, head.spacing_mm) if elsewhere else head.brain_mm
         middle = head.own(place, warp) + (0.0 if elsewhere else offset)
         blank = bool(self.R.uniform() < self.blank_prob)
-        return Cube(warp, turn, middle, head.side_mm * grow, grow, blank)
+        return TrainingCube(Cube(middle, head.side_mm * grow, turn), warp, grow, blank)
 
-    def _show(self, image: Tensor, head: Head, cube: Cube) -> Tensor:
+    def _show(self, image: Tensor, head: Head, cube: TrainingCube) -> Tensor:
         """The cube (1, size, size, size) of ``image``, with artefacts of its own."""
-        lattice = self._move(self.cells * cube.side_mm @ cube.turn.T + cube.middle)
+        middle, side_mm, rotation = cube.cube
+        lattice = self._move(self.cells * side_mm @ rotation.T + middle, head.spacing_mm)
         if cube.blank:
             crop = self._gradient()
         else:
             points_mm = lattice * cube.warp @ head.axes.T + head.origin
-            crop = sample(image[None], points_mm[None], self.spacing_mm)[0]
+            crop = sample(image[None], points_mm[None], head.spacing_mm)[0]
         crop = self.transforms({"image": crop, "head_to_grid": torch.eye(4)})["image"]
         return convert_to_tensor(crop, torch.float32, track_meta=False)
 
     def _correct(
-        self, image: Tensor, head: Head, cubes: list[Cube], shown: list[Tensor], network: nn.Module
+        self,
+        image: Tensor,
+        head: Head,
+        cubes: list[TrainingCube],
+        shown: list[Tensor],
+        network: nn.Module,
     ) -> None:
         """Move some of the cubes to where the network thinks that they should be."""
         chosen = [k for k, cube in enumerate(cubes) if not cube.blank]
@@ -283,13 +292,13 @@ class RandHeadCropsd(Randomizable, MapTransform):
                 cubes[k] = cubes[k].moved(point)
                 shown[k] = self._show(image, head, cubes[k])
 
-    def _place(self, image: Tensor) -> Tensor:
+    def _place(self, image: Tensor, spacing_mm: float) -> Tensor:
         """Somewhere (3,) in the volume, grid frame; the brighter, the likelier."""
         size = torch.tensor(image.shape[1:])
         places = torch.from_numpy(self.R.uniform(-1, 1, (16, 3))).float() * self.spread
         x, y, z = ((places + 1) / 2 * (size - 1)).round().long().T
         bright = image[0, x, y, z].double().clamp(min=1e-6).numpy()
-        return places[self.R.choice(16, p=bright / bright.sum())] * size * self.spacing_mm / 2
+        return places[self.R.choice(16, p=bright / bright.sum())] * size * spacing_mm / 2
 
     def _gradient(self) -> Tensor:
         """A linear gradient from 0 to 1 in a box, (1, size, size, size), zero around it."""
@@ -317,7 +326,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
                 turn = quaternion_to_rotation(torch.from_numpy(self.R.normal(size=4)))
         return turn.float()
 
-    def _move(self, lattice: Tensor) -> Tensor:
+    def _move(self, lattice: Tensor, spacing_mm: float) -> Tensor:
         if self.R.uniform() < self.bend_prob:
             nodes = self.R.normal(size=(1, 3, 5, 5, 5)) * self.R.uniform(0, self.bend_mm)
             bend = functional.interpolate(
@@ -329,7 +338,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
             lattice = lattice + bend[0].movedim(0, -1)
         if self.R.uniform() < self.motion_prob:
             normal = functional.normalize(torch.from_numpy(self.R.normal(size=3)), dim=0)
-            number = (lattice @ normal.float() / self.spacing_mm).round().long()
+            number = (lattice @ normal.float() / spacing_mm).round().long()
             number = number - number.min()
             walk = self.R.normal(size=(int(number.max()) + 1, 3))
             steps = torch.from_numpy(walk * self.R.uniform(0, self.motion_mm)).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -22,6 +22,15 @@ class HeadToGridd(MapTransform):
     affine. An entry without pose, or with null, is a volume without a head: identity and 0; 0 also
     where the head's origin lies outside the volume.
     ValueError if the pose is not rigid.
+
+    >>> from monai.data import MetaTensor
+    >>> affine = torch.diag(torch.tensor([4.0, 4, 4, 1]))  # the middle voxel lies at (8, 8, 8) mm
+    >>> image = MetaTensor(torch.zeros(1, 5, 5, 5), affine=affine)
+    >>> d = HeadToGridd()({"image": image, "head_to_world": torch.eye(4).tolist()})
+    >>> d["has_head"], d["head_to_grid"][:3, 3]
+    (tensor(1.), tensor([-8., -8., -8.]))
+    >>> HeadToGridd()({"image": image, "head_to_world": None})["has_head"]
+    tensor(0.)
     """
 
     def __init__(self, image_key: str = "image", spacing_mm: float = 4.0) -> None:
@@ -43,16 +52,31 @@ class HeadToGridd(MapTransform):
         return d
 
 
-def world_pose(entry: Mapping[Any, Any]) -> Tensor | None:
-    """The entry's ``head_to_world`` (4, 4) float64, checked; None for a volume without a head."""
-    if entry.get("head_to_world") is None:
-        return None
-    pose = torch.as_tensor(entry["head_to_world"], dtype=torch.float64)
+def world_pose(entry: MutableMapping[Any, Any]) -> Tensor | None:
+    """The entry's ``head_to_world`` (4, 4) float64, rigid; None for a volume without a head.
+
+    A float64 tensor, as in the entries of ``datalist``, is one that was checked. Lists, as in
+    dataset.json, are checked, and the tensor takes their place in the entry.
+    ValueError if the pose is not rigid.
+
+    >>> entry = {"head_to_world": torch.eye(4).tolist()}
+    >>> world_pose(entry) is entry["head_to_world"]
+    True
+    >>> stretched = torch.diag(torch.tensor([2.0, 1, 1, 1])).tolist()
+    >>> world_pose({"subject": "f01", "head_to_world": stretched})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: head_to_world of f01: expected a rigid transform with det +1, got det 2.0000 ...
+    """
+    pose = entry.get("head_to_world")
+    if pose is None or (isinstance(pose, Tensor) and pose.dtype == torch.float64):
+        return pose
+    pose = torch.as_tensor(pose, dtype=torch.float64)
     check_rigid(pose, f"head_to_world of {entry.get('subject', 'an entry')}")
+    entry["head_to_world"] = pose
     return pose
 
 
-class HeadBoxd(RandomizableTransform, MapTransform):
+class ReferenceCubed(RandomizableTransform, MapTransform):
     """Add ``center_mm`` (3) and ``side_mm`` (): the cube around the reference brain.
 
     Without a brain in the label it stands at the pose's origin, with the size of a typical brain.
@@ -80,7 +104,8 @@ class HeadBoxd(RandomizableTransform, MapTransform):
         d = dict(data)
         brain = d[self.keys[0]].as_tensor() == BRAIN
         origin = d["head_to_grid"][:3, 3]
-        center, side = reference_cube(brain, origin, self.spacing_mm, self.fill)
+        cube = reference_cube(brain, origin, self.spacing_mm, self.fill)
+        center, side = cube.center_mm, cube.side_mm
         if self.shift or self.scale:
             shift = torch.from_numpy(self.R.uniform(-self.shift, self.shift, 3)).float()
             center = center + side * shift

@@ -9,21 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cubes import Box, brain_box, crop_cube
+from ..cubes import Cube, brain_cube, sample_cubes
 from ..geometry import frame_to_rotation, rigid
 from ..labels import BRAIN, EYES
 from ..network.chain import Prediction
+from ..network.head_pose_net import TrainingOutput
 from ..regions import largest_component
 
 
-def extent_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tensor]:
-    """As ``crop.brain_box``, with the side that the authors take.
+def extent_cube(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Cube, Tensor]:
+    """As ``cubes.brain_cube``, with the side that the authors take.
 
     That is the mean of the extents of the mask's bounding box along the three axes (from the outer
     faces of its voxels), divided by ``fill``. An empty mask gives a volume of 0 and a cube of 1 mm
     at the origin.
     """
-    box, volume_ml = brain_box(brain, spacing_mm, fill)
+    cube, volume_ml = brain_cube(brain, spacing_mm, fill)
     extents = []
     for axis in range(3):
         # whether any voxel of a slice is in the mask
@@ -31,8 +32,8 @@ def extent_box(brain: Tensor, spacing_mm: float, fill: float) -> tuple[Box, Tens
         first = profile.to(torch.uint8).argmax(1)
         last = profile.shape[1] - 1 - profile.flip(1).to(torch.uint8).argmax(1)
         extents.append(last - first + 1)
-    side_mm = torch.stack(extents).to(box.side_mm).mean(0) * spacing_mm / fill
-    return Box(box.center_mm, torch.where(volume_ml > 0, side_mm, box.side_mm)), volume_ml
+    side_mm = torch.stack(extents).to(cube.side_mm).mean(0) * spacing_mm / fill
+    return cube._replace(side_mm=torch.where(volume_ml > 0, side_mm, cube.side_mm)), volume_ml
 
 
 def read_axes(field: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,22 +95,21 @@ class E3PoseNet(nn.Module):
         self.crop_size, self.crop_fill = crop_size, crop_fill
         self.min_brain_ml = min_brain_ml
 
-    def axis_field(self, volume: Tensor, box: Box) -> Tensor:
-        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from the crops in ``box``."""
-        return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
+    def axis_field(self, volume: Tensor, cube: Cube) -> Tensor:
+        """Field of axes (batch, 3, 3, s, s, s), in grid axes, from one ``cube`` (batch, 1) each."""
+        return self.rotation(sample_cubes(volume, cube, self.crop_size, self.spacing_mm)[:, 0])
 
-    def predict(self, volume: Tensor, reference: Box | None = None) -> Prediction:
+    def predict(self, volume: Tensor, reference: Cube | None = None) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
-        With ``reference`` the crop is placed there instead of around the localizer's mask.
+        With cubes ``reference`` (batch, 1) the crop is placed there instead of around the mask.
         """
         label = self.localizer(volume).argmax(1, keepdim=True)
         brain = largest_component(label == BRAIN)
-        box, volume_ml = extent_box(brain, self.spacing_mm, self.crop_fill)
-        if reference is not None:
-            box = reference
-        axes, confidence = read_axes(self.axis_field(volume, box))
-        pose = rigid(frame_to_rotation(axes), box.center_mm.to(axes))
+        cube, volume_ml = extent_cube(brain, self.spacing_mm, self.crop_fill)
+        cube = Cube(*(value.unsqueeze(1) for value in cube)) if reference is None else reference
+        axes, confidence = read_axes(self.axis_field(volume, cube))
+        pose = rigid(frame_to_rotation(axes), cube.center_mm[:, 0].to(axes))
         if reference is None:
             found = volume_ml >= self.min_brain_ml
             pose = torch.where(found[:, None, None], pose, torch.nan)
@@ -118,14 +118,13 @@ class E3PoseNet(nn.Module):
         return Prediction(pose, confidence, volume_ml, label)
 
     def forward(
-        self, volume: Tensor, box: Box | None = None, cubes: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, None]:
+        self, volume: Tensor, cube: Cube | None = None, landmark_cubes: Tensor | None = None
+    ) -> Tensor | TrainingOutput:
         """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
 
-        With ``box``, the cubes around the reference brains, what training needs instead: the
-        localizer's logits and the field of axes in those cubes. ``cubes`` are for networks with
-        landmarks, which this one has not.
+        With ``cube`` (batch, 1), around the reference brains, what training needs instead.
+        ``landmark_cubes`` are for networks with landmarks, which this one has not.
         """
-        if box is None:
+        if cube is None:
             return self.predict(volume).head_to_grid
-        return self.localizer(volume), self.axis_field(volume, box), None
+        return TrainingOutput(self.localizer(volume), self.axis_field(volume, cube), None)

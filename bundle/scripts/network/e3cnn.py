@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from e3nn import o3
 from torch import Tensor, nn
 
 from .frozen import Convolution, DirectConv, FrozenBlock, FrozenE3CNN, direct
+from .irreps import o3
 from .steerable import (
     AveragePool,
     Gate,

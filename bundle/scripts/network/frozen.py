@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .steerable import Gate, InstanceNorm, SteerableConv, activation_scales, with_channels
+from .steerable import ACTIVATION_SCALES, Gate, InstanceNorm, SteerableConv, with_channels
 
 
 class DirectConv(nn.Module):
@@ -59,7 +59,7 @@ class FrozenBlock(nn.Module):
         convolution: Convolution = direct,
     ) -> None:
         super().__init__()
-        relu, tanh, sigmoid = activation_scales()
+        relu, tanh, sigmoid = ACTIVATION_SCALES
         self.tanh, self.sigmoid, self.eps = tanh, sigmoid, norm.eps
         channels = list(torch.arange(sum(gate.widths)).split(gate.widths))
         blocks = [channels[place] for place in gate.places]

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..cubes import Box, crop_cube
-from ..geometry import spread_rotations
+from ..cubes import TYPICAL_BRAIN_MM, Cube
 from .chain import PoseChain, Prediction
 from .e3cnn import E3CNN
 from .landmarks import LandmarkNet, Landmarks
 from .localizer import Localizer
+from .search import DensestPlace, LandmarkSearch
+
+PARTS = ("localizer", "rotation", "landmarks")
 
 
-class HeadPoseNet(PoseChain):
-    """The whole chain from volume to pose: localizer, crop, rotation network, frame, landmarks.
+class TrainingOutput(NamedTuple):
+    """What the losses need of a batch."""
+
+    logits: Tensor  # (batch, 3, x, y, z): background, brain and eyes
+    field: Tensor  # (batch, 3, 3, s, s, s): axes in the cubes around the reference brains
+    landmarks: Landmarks | None  # in the cubes given, if any
+
+
+class HeadPoseNet(nn.Module):
+    """The networks of the chain from volume to pose, and the chain that they form.
+
+    Without arguments it is the shipped network. The parts that are trained are ``localizer``,
+    ``rotation`` and, if there are landmarks, ``landmarks``.
 
     Parameters
     ----------
@@ -29,15 +44,18 @@ class HeadPoseNet(PoseChain):
     crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
     min_brain_ml : a smaller brain mask counts as "no head" (at 20 weeks a brain has about 45 ml)
     min_density : so does one whose brain is less probable where it is densest (mean over 44 mm,
-        product of both looks)
+        product of the localizer's two looks)
     localizer_channels : features of the MONAI BasicUNet that labels brain and eyes: five levels,
         and the last layer
     maps_dropout : share of the training items that see the image alone, so that the rotation does
         not hang on the localizer
-    turns : lattices on which the crop is sampled at inference; all their fields are pooled. More
-        of them take more of the lattice out of the pose, at the cost of the rotation network.
-    landmarks : network that corrects the pose, a ``LandmarkNet``, or None (see ``PoseChain``)
+    landmarks : network that chooses between first poses and corrects them (``LandmarkSearch``);
+        None for the first pose as it is (``DensestPlace``)
     min_confidence : with landmarks, less confidence counts as "no head"
+    places : places of a volume that are looked at closely (one in place of two: docs/method.md)
+    sure : least confidence of what a second pass finds where the first has found no head; None for
+        no second pass
+    turns : the number of lattices of version 0.7, where 1 was shipped; nothing else is accepted
 
     Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of
     ``spacing_mm``, intensities scaled to [0, 1].
@@ -50,35 +68,66 @@ class HeadPoseNet(PoseChain):
         crop_size: int = 24,
         crop_fill: float = 0.6,
         min_brain_ml: float = 10.0,
-        min_density: float = 0.2,
+        min_density: float = 0.05,
         localizer_channels: Sequence[int] = (16, 16, 32, 64, 64, 16),
         maps_dropout: float = 0.25,
-        turns: int = 4,
-        landmarks: LandmarkNet | None = None,
-        min_confidence: float = 0.0,
+        landmarks: LandmarkNet | Literal["shipped"] | None = "shipped",
+        min_confidence: float = 0.6,
+        places: int = 2,
+        sure: float | None = 0.95,
+        turns: int | None = None,
     ) -> None:
-        rotation = E3CNN(in_channels=3) if rotation is None else rotation
-        super().__init__(
-            localizer=Localizer(localizer_channels),
-            rotation=rotation,
-            in_channels=rotation.in_channels,  # type: ignore[arg-type]
-            lattices=spread_rotations(turns),
-            spacing_mm=spacing_mm,
-            crop_size=crop_size,
-            crop_fill=crop_fill,
-            min_brain_ml=min_brain_ml,
-            min_density=min_density,
-            landmarks=landmarks,
-            min_confidence=min_confidence,
-        )
+        super().__init__()
+        if turns is not None:
+            if turns != 1:
+                raise ValueError(f"turns: only one lattice is sampled since 0.8, got {turns}")
+            warnings.warn("turns is gone since 0.8: leave it out", FutureWarning, stacklevel=2)
+        self.localizer = Localizer(localizer_channels)
+        self.rotation = E3CNN(in_channels=3) if rotation is None else rotation
+        self.landmarks = LandmarkNet() if landmarks == "shipped" else landmarks
         self.maps_dropout = maps_dropout
+        search: nn.Module = DensestPlace()
+        if self.landmarks is not None:
+            search = LandmarkSearch(
+                self.landmarks,
+                spacing_mm,
+                TYPICAL_BRAIN_MM / crop_fill,
+                min_confidence=min_confidence,
+            )
+        chain = PoseChain(
+            self.localizer,
+            self.rotation,
+            search,
+            self.rotation.in_channels,  # type: ignore[arg-type]
+            spacing_mm,
+            crop_size,
+            crop_fill,
+            min_brain_ml,
+            min_density,
+            places=places,
+            sure=sure,
+        )
+        # in a tuple, so that it is no part of its own: every weight has one name, and one home
+        self._chain = (chain,)
         self.is_frozen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in PARTS and "_chain" in self.__dict__:
+            raise AttributeError(
+                f"{name} is a part of the chain: build another HeadPoseNet with it"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def chain(self) -> PoseChain:
+        """The chain of this network's parts."""
+        return self._chain[0]
 
     def freeze(self) -> HeadPoseNet:
         """Turn into the eval-time form, for good, as ``E3CNN.freeze`` does."""
         self.eval()
         if isinstance(self.rotation, E3CNN):
-            self.rotation.freeze(self.crop_size)
+            self.rotation.freeze(self.chain.crop_size)
         self.is_frozen = True
         return self
 
@@ -91,71 +140,47 @@ class HeadPoseNet(PoseChain):
         return super().train(mode)
 
     def plain(self) -> PoseChain:
-        """The chain from volume to pose alone, in plain torch: what is exported."""
-        rotation = self.rotation
-        return PoseChain(
-            copy.deepcopy(self.localizer),
-            rotation.plain() if isinstance(rotation, E3CNN) else copy.deepcopy(rotation),
-            self.in_channels,
-            self.lattices,
-            self.spacing_mm,
-            self.crop_size,
-            self.crop_fill,
-            self.min_brain_ml,
-            self.min_density,
-            copy.deepcopy(self.landmarks),
-            self.min_confidence,
-        ).eval()
+        """A copy of the chain in plain torch: what is exported."""
+        chain = copy.deepcopy(self.chain)
+        if isinstance(chain.rotation, E3CNN):
+            chain.rotation = chain.rotation.plain()
+        return chain.eval()
 
     def __prepare_scriptable__(self) -> PoseChain:
         """What ``torch.jit.script`` compiles in its place."""
         return self.plain()
 
-    def localize(self, volume: Tensor) -> Tensor:
-        """Logits (batch, 3, x, y, z) of background, brain and eyes."""
-        return self.localizer(volume)
-
-    def predict(  # type: ignore[override]
-        self, volume: Tensor, reference: Box | None = None
-    ) -> Prediction:
+    def predict(self, volume: Tensor, reference: Cube | None = None) -> Prediction:
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
-        With ``reference`` the crop is placed there instead of around the localizer's mask.
+        With cubes ``reference`` (batch, 1) around the brains, in the axes of the grid, these stand
+        in place of what the localizer finds: there is one place, it counts, and what the search
+        says of it is not refused.
         """
         if reference is None:
-            return super().predict(volume)
-        center = reference.center_mm / self.spacing_mm
-        center = center + (center.new_tensor(volume.shape[2:]) - 1) / 2
-        return self.find(self.look(volume, center.round().long()), volume, reference)
+            return self.chain.predict(volume)
+        return self.chain.at(volume, reference)
 
-    def axis_field(self, volume: Tensor, logits: Tensor, box: Box) -> Tensor:
-        """Field of axes from the crops in ``box``, in grid axes.
-
-        In training (batch, 3, 3, s, s, s), from one lattice; some items lose the localizer's
-        maps, and no gradient goes through those that stay. Else as ``PoseChain`` has it.
-        """
-        if not self.training:
-            return super().axis_field(volume, logits, box)
-        if self.in_channels > 1:
-            foreground = logits.detach().softmax(1)[:, 1:]
-            shown = torch.rand(len(volume), device=volume.device) >= self.maps_dropout
-            volume = torch.cat([volume, foreground * shown.view(-1, 1, 1, 1, 1)], dim=1)
-        return self.rotation(crop_cube(volume, box, self.crop_size, self.spacing_mm))
-
-    def forward(  # type: ignore[override]
-        self, volume: Tensor, box: Box | None = None, cubes: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Landmarks | None]:
+    def forward(
+        self, volume: Tensor, cube: Cube | None = None, landmark_cubes: Tensor | None = None
+    ) -> Tensor | TrainingOutput:
         """Pose ``head_to_grid`` (batch, 4, 4); NaN where there is no head.
 
-        With ``box``, the cubes around the reference brains, what training needs instead: the
-        localizer's logits, the field of axes in those cubes, and the landmarks in ``cubes``
-        (n, 1, S, S, S). One entry for both, because DistributedDataParallel sees calls of
-        ``forward`` only.
+        With ``cube`` (batch, 1), around the reference brains and in the axes of the grid, what
+        training needs instead; ``landmark_cubes`` are (n, 1, S, S, S). One entry for both, because
+        DistributedDataParallel sees calls of ``forward`` only.
+
+        In training some items lose the localizer's maps, and no gradient of the rotation network
+        reaches the localizer.
         """
-        if box is None:
-            return super().forward(volume)
-        logits = self.localize(volume)
-        field = self.axis_field(volume, logits, box)
-        if self.landmarks is None or cubes is None:
-            return logits, field, None
-        return logits, field, self.landmarks(cubes)
+        if cube is None:
+            return self.chain(volume)
+        logits = self.localizer(volume)
+        maps = logits.detach().softmax(1)[:, 1:]
+        if self.training:
+            shown = torch.rand(len(volume), device=volume.device) >= self.maps_dropout
+            maps = maps * shown.view(-1, 1, 1, 1, 1)
+        field = self.chain.axis_field(volume, maps, cube)
+        if self.landmarks is None or landmark_cubes is None:
+            return TrainingOutput(logits, field, None)
+        return TrainingOutput(logits, field, self.landmarks(landmark_cubes))

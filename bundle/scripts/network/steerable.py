@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from e3nn import o3
-from e3nn.math import normalize2mom
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .irreps import o3
+
+# of relu, tanh and sigmoid to unit second moment under a standard normal: ``normalize2mom`` of
+# e3nn, which estimates them from a fixed sample of a million numbers at every start
+ACTIVATION_SCALES = (1.4163393446331365, 1.5937334472592695, 1.8467055342154763)
 
 
 def radial_functions(distance: Tensor, number: int, radius: float) -> Tensor:
@@ -292,7 +296,7 @@ class Gate(nn.Module):
         self.outputs = [(mul, ir.dim, ir.p) for mul, ir in scalars + gated]
         self.num_scalars = len(scalars)
         self._gate_chunks = [mul for mul, _ in gated]
-        self._relu, self._tanh, self._sigmoid = activation_scales()
+        self._relu, self._tanh, self._sigmoid = ACTIVATION_SCALES
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.widths, dim=1)
@@ -309,12 +313,6 @@ class Gate(nn.Module):
             else:
                 outputs.append(torch.tanh(block) * self._tanh)
         return torch.cat(outputs, dim=1)
-
-
-@lru_cache(maxsize=1)
-def activation_scales() -> tuple[float, float, float]:
-    """e3nn's constants for relu, tanh and sigmoid (estimated there from a fixed sample)."""
-    return tuple(normalize2mom(f).cst for f in (torch.relu, torch.tanh, torch.sigmoid))  # type: ignore[return-value]
 
 
 class AveragePool(nn.Module):

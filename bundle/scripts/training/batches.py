@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from ..cubes import Box
+from ..cubes import Cube, along_grid
+
+
+class HeadInputs(NamedTuple):
+    """What engines hand to the inferer after the network, as HeadPoseNet takes it in training."""
+
+    cube: Cube  # (batch, 1), around the reference brains, along the grid's axes
+    landmark_cubes: Tensor | None  # (n, 1, S, S, S)
 
 
 class PrepareHeadBatch(PrepareBatch):
     """Volumes, targets and the cubes around the reference brains, from a batch of training data.
 
     Gives ``image``; ``label``, ``head_to_grid``, ``has_head`` and the targets of the landmarks as
-    one dictionary; and the ``Box`` and, if the batch has them, the cubes for the landmarks, which
-    engines hand to the inferer after the network.
+    one dictionary; and ``HeadInputs``.
     """
 
     def __call__(  # type: ignore[override]
@@ -26,17 +32,16 @@ class PrepareHeadBatch(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[Any, ...], dict]:
+    ) -> tuple[Tensor, dict[str, Tensor], HeadInputs, dict]:
         def move(key: str) -> Tensor:
             return torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
 
         target = {key: move(key) for key in ("label", "head_to_grid", "has_head")}
-        inputs: tuple[Any, ...] = (Box(move("center_mm"), move("side_mm")),)
+        cube, shown = along_grid(move("center_mm")[:, None], move("side_mm")[:, None]), None
         if "crop" in batchdata:
-            cubes, cube_target = _cubes(move)
-            inputs += (cubes,)
+            shown, cube_target = _cubes(move)
             target |= cube_target
-        return move("image"), target, inputs, {}
+        return move("image"), target, HeadInputs(cube, shown), {}
 
 
 class PrepareLabelBatch(PrepareBatch):

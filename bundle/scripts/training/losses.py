@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..cubes import cube_cells
 from ..distributed import mean
 from ..labels import BACKGROUND, BRAIN, EYES, UNKNOWN
+from ..network.head_pose_net import TrainingOutput
 from ..network.landmarks import Landmarks
 
 
@@ -69,7 +70,8 @@ class SegmentationLoss(nn.Module):
 
     Parameters
     ----------
-    class_weights : of the cross entropy, for background, brain, eyes (1, 8, 2 in E(3)-Pose)
+    class_weights : of the cross entropy, for background, brain, eyes (1, 8, 2 in E(3)-Pose). Eyes
+        are few voxels.
     reduction : "none", or "mean" over the batch
 
     Shapes: logits ``(batch, 3, x, y, z)`` and label ``(batch, 1, x, y, z)`` -> loss ``(batch,)``,
@@ -79,7 +81,7 @@ class SegmentationLoss(nn.Module):
     class_weights: Tensor
 
     def __init__(
-        self, class_weights: Sequence[float] = (1.0, 8.0, 2.0), reduction: str = "none"
+        self, class_weights: Sequence[float] = (1.0, 3.0, 30.0), reduction: str = "none"
     ) -> None:
         super().__init__()
         if reduction not in ("none", "mean"):
@@ -176,12 +178,11 @@ class HeadPoseLoss(nn.Module):
 
     Localizer, E3CNN and LandmarkNet share no parameters, so the sum trains each as if alone.
 
-    The prediction is ``(logits, field, landmarks)`` as HeadPoseNet gives it in training; landmarks
-    may be None. The target has ``label`` (batch, 1, x, y, z), ``head_to_grid`` (batch, 4, 4) and
-    ``has_head`` (batch,), 1 or 0, and what ``LandmarkLoss`` needs. Returns a scalar, the mean over
-    the items with a head and over all items. In several processes the mean over their losses is
-    that of the whole batch, although some of them see more heads than others; all of them must
-    call.
+    The prediction is what HeadPoseNet gives in training. The target has ``label`` (batch, 1, x, y,
+    z), ``head_to_grid`` (batch, 4, 4) and ``has_head`` (batch,), 1 or 0, and what ``LandmarkLoss``
+    needs. Returns a scalar, the mean over the items with a head and over all items. In several
+    processes the mean over their losses is that of the whole batch, although some of them see more
+    heads than others; all of them must call.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class HeadPoseLoss(nn.Module):
         segmentation_weight: float = 1.0,
         voxel_weight: float = 0.25,
         pooled_weight: float = 1.0,
-        class_weights: Sequence[float] = (1.0, 8.0, 2.0),
+        class_weights: Sequence[float] = (1.0, 3.0, 30.0),
         landmark_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -201,9 +202,7 @@ class HeadPoseLoss(nn.Module):
         self.rotation = AxisFieldLoss(voxel_weight, pooled_weight)
         self.segmentation = SegmentationLoss(class_weights)
 
-    def forward(
-        self, prediction: tuple[Tensor, Tensor, Landmarks | None], target: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, prediction: TrainingOutput, target: Mapping[str, Tensor]) -> Tensor:
         logits, field, landmarks = prediction
         has_head = target["has_head"].to(torch.float32)
         rotation = self.rotation(field, target["head_to_grid"][:, :3, :3].to(torch.float32))
