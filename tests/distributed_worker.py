@@ -109,14 +109,16 @@ def gather(value):
 
 def same_step_of_all(dataset_dir, output_dir):
     """Weights of both processes after an epoch in which one of them has seen a NaN."""
-    from scripts.distributed import rank
-
     run = workflow(["train", "multi_gpu_train"], dataset_dir, output_dir, batch_size=2, epochs=1)
     before = weights(run)
     loss = run.trainer.loss_function
 
     def spoiled(prediction, target):
-        factor = math.nan if rank() == 1 and run.trainer.state.iteration == 1 else 1.0
+        factor = (
+            math.nan
+            if torch.distributed.get_rank() == 1 and run.trainer.state.iteration == 1
+            else 1.0
+        )
         return factor * loss(prediction, target)
 
     run.trainer.loss_function = spoiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandShiftIntensity
 from torch import nn
 
+from scripts.files import write_tensors
 from scripts.training import checkpoint
 from scripts.training.checkpoint import BestModel, ResumableTraining
+from scripts.training.optimization import go_to_step
 
 DATA = [torch.randn(5, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
 
@@ -108,6 +111,24 @@ def test_another_plan_after_the_break_is_followed(tmp_path):
     assert resumed.rates[-1] < 0.1 * resumed.rates[0]
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 7, 11])
+def test_the_scheduler_goes_to_a_step_as_if_it_had_taken_all_before(tmp_path, step):
+    stepped, jumped = Training(tmp_path), Training(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer of the first takes no step at all
+        for _ in range(step):
+            stepped.scheduler.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go_to_step(jumped.scheduler, step)
+    for _ in range(3):
+        assert jumped.optimizer.param_groups[0]["lr"] == stepped.optimizer.param_groups[0]["lr"]
+        assert jumped.scheduler.get_last_lr() == stepped.scheduler.get_last_lr()
+        for training in (stepped, jumped):
+            training.optimizer.step()
+            training.scheduler.step()
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_augmentation_after_a_resume_is_new_and_reproducible(tmp_path, num_workers):
     def shifts(resume):
@@ -171,7 +192,7 @@ def test_interrupted_save_leaves_the_previous_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         training.run(2)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save({}, tmp_path / "checkpoint.pt")
+        write_tensors({}, tmp_path / "checkpoint.pt")
     assert len(calls) == 2
     for name, content in before.items():
         assert (tmp_path / name).read_bytes() == content
@@ -181,7 +202,7 @@ def test_interrupted_save_leaves_the_previous_file(tmp_path, monkeypatch):
 
 
 def test_save_leaves_nothing_but_the_file(tmp_path):
-    checkpoint.save({"a": torch.ones(2)}, tmp_path / "new" / "a.pt")
+    write_tensors({"a": torch.ones(2)}, tmp_path / "new" / "a.pt")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.pt"]
 
 

@@ -1,4 +1,4 @@
-"""datasets.py and files.py: errors that name the culprit, and one bad volume among good ones.
+"""datalists.py: errors that name the culprit, and one bad volume among good ones.
 
 Also mixtures of data sets, and the command line of the importers.
 """
@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader
+from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose
 
 from conftest import head_pose, make_affine, save_nifti
+from scripts.data import transforms
+from scripts.data.augmentation import RandSimilarityd
 from scripts.data.datalists import CaseDataset, case_name, datalist, mixture, volumes_in
 from scripts.data.importers import fetal_align
+from scripts.data.training_cubes import HeadLandmarksd
+from scripts.data.transforms import HeadToGridd
 from scripts.data.volumes import LoadVolumed, ToWorkingGridd
 from scripts.datasets import main
-from scripts.files import partial_path, write_text
+from scripts.geometry import head_to_grid
 from test_importer_e3pose import Source
 from test_importer_fetal_align import Clone
 
@@ -52,16 +56,38 @@ GOOD = {
 
 def test_datalist_gives_full_paths_and_what_training_needs(dataset):
     folder = dataset({"training": [GOOD], "test": []})
-    assert datalist(folder, "training") == [
+    (entry,) = datalist(folder, "training")
+    pose = entry.pop("head_to_world")
+    assert pose.dtype == torch.float64
+    assert pose.tolist() == head_pose().tolist()
+    assert [entry] == [
         {
             "image": str(folder / "images/a.nii.gz"),
             "label": str(folder / "labels/a.nii.gz"),
-            "head_to_world": head_pose().tolist(),
             "subject": "17",
             "case": "a",
         }
     ]
     assert datalist(str(folder), "test") == []
+
+
+@pytest.mark.parametrize("given", ["datalist", "lists"])
+def test_a_pose_is_checked_once(dataset, monkeypatch, given):
+    checked, check = [], transforms.check_rigid
+    monkeypatch.setattr(
+        transforms, "check_rigid", lambda pose, name: (checked.append(name), check(pose, name))
+    )
+    folder = dataset({"training": [GOOD]})
+    entry = datalist(folder, "training")[0] if given == "datalist" else dict(GOOD)
+    affine = torch.from_numpy(make_affine("RAS", (4.0, 4.0, 4.0), 10.0, VOLUME.shape))
+    entry["image"] = entry["label"] = MetaTensor(VOLUME[None], affine=affine)
+    shown = dict(entry)
+    chain = [HeadLandmarksd(), RandSimilarityd(spatial_size=8), HeadToGridd()]
+    d = Compose(chain).set_random_state(0)(entry)
+    assert checked == ["head_to_world of 17"]
+    assert entry["head_to_world"] is shown["head_to_world"]  # the caller's own stays as it was
+    landmarks = head_to_grid(affine, VOLUME.shape, 4.0, torch.from_numpy(head_pose()))[:3, 3]
+    torch.testing.assert_close(d["landmarks_mm"][0], landmarks.float())
 
 
 def test_datalist_paths_are_relative_to_the_folder_not_to_the_caller(dataset, monkeypatch):
@@ -335,31 +361,3 @@ def test_defects_are_raised(tmp_path, raised):
     dataset = CaseDataset(volumes_in(tmp_path), Compose([LoadVolumed(["image"]), defect]))
     with pytest.raises(RuntimeError, match="applying transform"):
         dataset[0]
-
-
-def test_write_text_replaces_whole_files_only(tmp_path, monkeypatch):
-    path = tmp_path / "new" / "folder" / "pose.json"
-    write_text(path, "old")
-    write_text(str(path), "newer")
-    assert path.read_text() == "newer"
-    assert list(path.parent.iterdir()) == [path]
-    plain = Path.write_text
-
-    def interrupted(self, text, *args, **kwargs):
-        plain(self, text[: len(text) // 2], *args, **kwargs)
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", interrupted)
-    for target in (path, path.with_name("other.json")):
-        with pytest.raises(OSError, match="disk full"):
-            write_text(target, "a longer text")
-    assert path.read_text() == "newer"
-    assert not path.with_name("other.json").exists()
-
-
-def test_partial_path_is_hidden_beside_the_file(tmp_path):
-    partial = partial_path(tmp_path / "sub" / "mask.nii.gz")
-    assert partial.parent == tmp_path / "sub"
-    assert partial.parent.is_dir()
-    assert partial.name.startswith(".")
-    assert partial.name.endswith("mask.nii.gz")

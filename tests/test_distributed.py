@@ -1,4 +1,4 @@
-"""distributed.py and configs/multi_gpu_train.json: two processes do what one does."""
+"""distributed.py, processes.py and configs/multi_gpu_train.json: two processes do what one does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from conftest import BUNDLE
 from distributed_worker import EPOCHS, GLOBAL_BATCH, PLAIN, train, workflow
 from scripts import distributed
 from scripts.data import phantoms as phantom
+from scripts.training.processes import local_device
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STEPS = 2  # an epoch
@@ -27,7 +28,8 @@ STEPS = 2  # an epoch
 TOLERANCE = 1e-5
 
 
-CPUS = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# in a shell of a job of SLURM, which knows nothing of the processes that torchrun starts
+CPUS = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "1"}
 
 
 def run_on_cpus(command):
@@ -165,15 +167,24 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(RuntimeError, match=r"process 2 .* --nproc_per_node may be at most 2"):
-        distributed.local_device()
+        local_device()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.local_device() == torch.device("cuda", 1)
+    assert local_device() == torch.device("cuda", 1)
 
 
 def test_mixed_seeds_differ():
     seeds = {distributed.mixed_seed(a, b) for a in range(4) for b in range(4)}
     assert len(seeds) == 16
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_mean_of_one_process_is_a_copy():
+    value = torch.tensor([1.0, 2.5], requires_grad=True)
+    found = distributed.mean(value)
+    assert torch.equal(found, value)
+    assert not found.requires_grad
+    found[0] = 7
+    assert value[0] == 1
 
 
 def test_error_on_rank_0_is_raised():

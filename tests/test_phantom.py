@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
+from scripts.data.dataset_files import DatasetFiles
 from scripts.phantom import (
     Phantom,
     PhantomGenerator,
@@ -306,9 +307,32 @@ def test_dataset_of_other_parameters_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == before
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "dataset.json").write_text('{"training": []}')
-    with pytest.raises(ValueError, match="left alone"):
-        write_dataset(foreign, 1, 0, 0, **SMALL)
+    for content in ('{"training": []}', "[]", '{"phantom": 3}', "half a fi"):
+        (foreign / "dataset.json").write_text(content)
+        with pytest.raises(ValueError, match=r"foreign.dataset\.json.*left alone"):
+            write_dataset(foreign, 1, 0, 0, **SMALL)
+        assert [path.name for path in foreign.iterdir()] == ["dataset.json"]
+
+
+def test_parameters_are_there_before_the_first_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(DatasetFiles, "write", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_dataset(tmp_path, 1, 0, 0, seed=3, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]
+    with pytest.raises(ValueError, match=r"phantom\.json was made with seed = 3, wanted 4"):
+        write_dataset(tmp_path, 1, 0, 0, seed=4, **SMALL)
+
+
+def test_a_finished_data_set_is_not_written_to(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 1, 0, 1, **SMALL)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    write_dataset(tmp_path, 1, 0, 1, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
 
 
 def test_embedded_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

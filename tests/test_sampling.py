@@ -17,8 +17,8 @@ def parts(monkeypatch, make, world_size, epoch=0):
     """What the sampler of each process draws in an epoch."""
     drawn = []
     for rank in range(world_size):
-        monkeypatch.setattr(sampling, "world_size", lambda: world_size)
-        monkeypatch.setattr(sampling, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(sampling.idist, "get_world_size", lambda: world_size)
+        monkeypatch.setattr(sampling.idist, "get_rank", lambda rank=rank: rank)
         sampler = make()
         if epoch:
             sampler.set_epoch(epoch)

@@ -1,4 +1,5 @@
-"""variants.py: content stays at its place in the world, on the promised grid, with that damage."""
+"""variants.py, regridding.py: content stays at its place in the world, on the promised grid, with
+that damage."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from conftest import head_pose, make_affine, rotation_matrix, save_nifti
+from scripts.data import dataset_files
 from scripts.data.datalists import datalist, volumes_in
-from scripts.data.variants import (
+from scripts.data.regridding import (
     KINDS,
     Volume,
     averaged,
@@ -22,8 +24,8 @@ from scripts.data.variants import (
     regridded,
     resampled,
     volume_center_mm,
-    write_variant,
 )
+from scripts.data.variants import write_variant
 from scripts.variants import main
 
 WITH_HEAD = ["navigator", "regridded"]
@@ -359,9 +361,7 @@ def test_repeats_share_the_subject(dataset, tmp_path):
 def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
     whole, part = tmp_path / "whole", tmp_path / "part"
     make("navigator", dataset, whole)
-    from scripts.data import variants
-
-    plain, written = variants.write_nifti, []
+    plain, written = dataset_files.write_nifti, []
 
     def interrupted(path, *args):
         if len(written) == 2:
@@ -369,13 +369,13 @@ def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
         written.append(path)
         plain(path, *args)
 
-    monkeypatch.setattr(variants, "write_nifti", interrupted)
+    monkeypatch.setattr(dataset_files, "write_nifti", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make("navigator", dataset, part)
     assert not (part / "dataset.json").exists()
     kept = part / "test/a.nii.gz"
     times = kept.stat().st_mtime_ns
-    monkeypatch.setattr(variants, "write_nifti", plain)
+    monkeypatch.setattr(dataset_files, "write_nifti", plain)
     make("navigator", dataset, part)
     assert kept.stat().st_mtime_ns == times
     for path in whole.rglob("*.nii.gz"):
@@ -384,7 +384,7 @@ def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
     (part / "test_labels/a.nii.gz").unlink()  # a missing file is made again
     make("navigator", dataset, part)
     assert (part / "test_labels/a.nii.gz").exists()
-    monkeypatch.setattr(variants, "write_nifti", None)  # all is there: nothing is written
+    monkeypatch.setattr(dataset_files, "write_nifti", None)  # all is there: nothing is written
     monkeypatch.setattr("scripts.files.write_text", None)
     make("navigator", dataset, part)
 
@@ -392,11 +392,20 @@ def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
 def test_other_content_is_never_overwritten(dataset, tmp_path):
     output = tmp_path / "variant"
     make("regridded", dataset, output)
-    for options in ({"seed": 1}, {"voxel_mm": 4.0}):
-        with pytest.raises(ValueError, match=r"variant.*seed.*wanted.*another folder"):
+    before = {path: path.read_bytes() for path in output.rglob("*.*")}
+    for options, values in (
+        ({"seed": 1}, "seed = 0, wanted 1"),
+        ({"voxel_mm": 4.0}, r"voxel_mm = 3\.5, wanted 4\.0"),
+    ):
+        with pytest.raises(ValueError, match=rf"variant.*{values}.*another folder"):
             make("regridded", dataset, output, **options)
     with pytest.raises(ValueError, match=r"dataset\.json.*regridded.*wanted.*navigator"):
         make("navigator", dataset, output)
+    (output / "dataset.json").rename(tmp_path / "away.json")  # as of a run that was stopped
+    with pytest.raises(ValueError, match=r"variant\.json.*seed = 0, wanted 1"):
+        make("regridded", dataset, output, seed=1)
+    (tmp_path / "away.json").rename(output / "dataset.json")
+    assert {path: path.read_bytes() for path in output.rglob("*.*")} == before
     with pytest.raises(ValueError, match=r"source.dataset\.json.*none"):
         make("regridded", dataset, dataset)
     content = json.loads((dataset / "dataset.json").read_text())
@@ -423,8 +432,8 @@ def test_errors_name_the_culprit(dataset, tmp_path):
     (dataset / "a").mkdir()
     for change, message in (
         ({"image": "a/b.nii"}, r"several volumes named \['b'\]"),
-        ({"label": "a/shifted.nii"}, r"shifted\.nii: the label's grid is not that of .*a\.nii\.gz"),
-        ({"label": "a/three.nii"}, r"three\.nii: labels must be 0, 1 or 2, got \[0\. 3\.\]"),
+        ({"label": "a/shifted.nii"}, r"shifted\.nii: the label's grid is not the image's: shapes"),
+        ({"label": "a/three.nii"}, r"three\.nii: labels must be 0, 1 or 2, got \[0\.0, 3\.0\]"),
         ({"label": "volumes/b.nii.gz", "image": "a/text.nii"}, r"text\.nii: cannot be read"),
     ):
         affine = make_affine("LPS", VOXEL_MM, 20.0, SHAPE)

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch.export import Dim, ExportedProgram
 
-from .files import partial_path
+from .files import replacing
 from .network.head_pose_net import HeadPoseNet
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,8 @@ def export_program(network: HeadPoseNet) -> ExportedProgram:
 
 def write_pt2(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
     """A file for ``torch.export.load``, whole or not there."""
-    partial = partial_path(path).with_suffix(".pt2")  # torch insists on the suffix
-    torch.export.save(program, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.export.save(program, partial)
 
 
 def write_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
@@ -60,7 +59,6 @@ def write_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
 
     ModuleNotFoundError without the packages ``onnx`` and ``onnxscript``.
     """
-    partial = partial_path(path)
     model = torch.onnx.export(
         program,
         dynamo=True,
@@ -69,8 +67,8 @@ def write_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         output_names=["head_to_grid"],
     )
     assert model is not None  # that of dynamo=True is returned
-    model.save(partial, external_data=False)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        model.save(partial, external_data=False)
 
 
 WRITERS = {"pt2": write_pt2, "onnx": write_onnx}

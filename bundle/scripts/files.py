@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 
 
-def partial_path(path: str | os.PathLike[str]) -> Path:
-    """Name to write under before ``os.replace`` makes the file appear; same suffix, same folder."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A hidden name to write under, beside ``path`` and of its suffix, which then becomes ``path``.
+
+    Nothing is left under it where that fails or is interrupted, and a ``path`` that is there stays
+    as it was. The folder is made if need be.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/new/mask.nii.gz") as partial:
+    ...         size = partial.write_bytes(b"the mask")
+    ...     [file.name for file in partial.parent.iterdir()]
+    ['mask.nii.gz']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{os.getpid()}_{path.name}")
+    # the end of the name, for writers that go by the suffix; a name may be too long to add to it
+    partial = path.with_name(f".{secrets.token_hex(4)}_{path.name[-32:]}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
@@ -28,10 +50,15 @@ def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) 
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file through a temporary name; an interruption leaves the old one as it was."""
-    partial = partial_path(path)
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Write a text file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def write_tensors(content: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` of tensors and plain values, whole or not at all."""
+    with replacing(path) as partial:
+        torch.save(content, partial)
 
 
 def json_text(content: Any) -> str:
@@ -47,9 +74,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_nifti(path: str | os.PathLike[str], values: np.ndarray, affine: np.ndarray) -> None:
-    """Write a volume (i, j, k) in mm through a temporary name; gzip level 1, nibabel's default."""
-    partial = partial_path(path)
+    """Write a volume (i, j, k) in mm, whole or not at all; gzip level 1, nibabel's default."""
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
-    image.to_filename(partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        image.to_filename(partial)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .evaluation.drawing import draw_errors
-from .evaluation.tables import _columns, _names, case_list, moved, table
+from .evaluation.tables import case_columns, case_list, evaluation_names, moved, table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     if options.tables:
-        names = _names(options.tables)
+        names = evaluation_names(options.tables)
         print(table(options.tables))
         for name, path in zip(names, options.tables, strict=True):
             if options.cases:
                 print(f"\n{name}\n{case_list(path)}")
         if options.picture:
-            errors = [_columns(path)["rotation_deg"] for path in options.tables]
+            errors = [case_columns(path)["rotation_deg"] for path in options.tables]
             curves = {n: values[~np.isnan(values)] for n, values in zip(names, errors, strict=True)}
             draw_errors(options.picture, curves, "Rotation error on volumes not trained on")
             print(f"picture: {options.picture}")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .data.variants import KINDS, write_variant
+from .data.regridding import KINDS
+from .data.variants import write_variant
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from ..geometry import (
     rotation_about_z,
 )
 from .transforms import world_pose
-from .volumes import Data
+from .volumes import Data, grid_spacing_mm
 
 
 class RandSimilarityd(RandomizableTransform, MapTransform):
@@ -48,6 +48,14 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
     shift_mm : largest shift of the head from the patch's centre along each axis
     away_prob : probability that the patch lies somewhere in the volume instead, wherever the head
         is: what is not a head must be learned from all of the mother
+    spacing_mm : of the grid; by default the volume's affine tells it
+
+    >>> affine = torch.diag(torch.tensor([4.0, 4, 4, 1]))
+    >>> image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)
+    >>> smaller = RandSimilarityd(["image"], ["bilinear"], spatial_size=6, scale=(0.5, 0.5))
+    >>> moved = smaller.set_random_state(0)({"image": image})["image"]
+    >>> moved.shape, moved.affine[:3, :3].norm(dim=0).round()  # a voxel shows 8 mm of the original
+    (torch.Size([1, 6, 6, 6]), tensor([8., 8., 8.], dtype=torch.float64))
     """
 
     def __init__(
@@ -61,7 +69,7 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         stretch: float = 1.0,
         shift_mm: float = 60.0,
         away_prob: float = 0.0,
-        spacing_mm: float = 4.0,
+        spacing_mm: float | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
@@ -90,16 +98,17 @@ class RandSimilarityd(RandomizableTransform, MapTransform):
         d = dict(data)
         self.randomize()
         image = d[self.keys[0]]
+        spacing_mm = self.spacing_mm or grid_spacing_mm(image)
         pose = world_pose(d)
         center = torch.zeros(3, dtype=torch.float64)
         linear = self.linear
         if pose is not None:
-            head = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, pose)
+            head = head_to_grid(image.affine, image.shape[1:], spacing_mm, pose)
             center, axes = head[:3, 3], head[:3, :3]
             linear = linear @ axes @ torch.diag(self.stretches) @ axes.mT
         if self.away:
-            center = self.place * torch.tensor(image.shape[1:]) * self.spacing_mm
-        resample = similarity(linear, self.offset_mm, center, self.spacing_mm, self.spatial_size)
+            center = self.place * torch.tensor(image.shape[1:]) * spacing_mm
+        resample = similarity(linear, self.offset_mm, center, spacing_mm, self.spatial_size)
         for key, mode in zip(self.keys, self.mode, strict=True):
             d[key] = resample(d[key], mode=mode)
         return d
@@ -112,6 +121,12 @@ def similarity(
 
     ``linear`` (3, 3) is a rotation, times a mirror, times a scale (times a stretch along the head's
     axes); the result has ``size`` voxels, zero where the input has none.
+
+    >>> image = MetaTensor(torch.arange(3.0).view(1, 3, 1, 1), affine=torch.eye(4))
+    >>> still, origin = torch.eye(3).double(), torch.zeros(3).double()
+    >>> to_the_right = similarity(still, origin + torch.tensor([4, 0, 0]), origin, 4.0, (3, 1, 1))
+    >>> to_the_right(image).flatten().round().tolist()
+    [0.0, 0.0, 1.0]
     """
     output_to_input = torch.eye(4, dtype=torch.float64)
     output_to_input[:3, :3] = torch.linalg.inv(linear)
@@ -134,12 +149,17 @@ class RandSpinHistoryd(RandomizableTransform, MapTransform):
     delay_s, t1_s : ranges of the time since excitation and of the tissue's T1
     offset_mm : largest distance of the slab's middle from the head's origin
     The slab's normal is uniform on the sphere.
+
+    >>> d = {"image": torch.ones(1, 8, 8, 8), "head_to_grid": torch.eye(4)}
+    >>> dark = RandSpinHistoryd(prob=1.0, offset_mm=0.0).set_random_state(0)(d)["image"]
+    >>> bool(dark[0, 3:5, 3:5, 3:5].mean() < dark.mean())  # darkest at the head's origin
+    True
     """
 
     def __init__(
         self,
         keys: Sequence[str] = ("image",),
-        prob: float = 0.3,
+        prob: float = 0.5,
         sigma_mm: tuple[float, float] = (1.5, 4.6),
         delay_s: tuple[float, float] = (0.2, 2.5),
         t1_s: tuple[float, float] = (3.0, 5.0),
@@ -178,6 +198,10 @@ def saturation(
     """Factor 1 - alpha exp(-d^2 / 2 sigma^2) on a grid of ``shape``; d = distance to the plane.
 
     ValueError unless 0 <= alpha <= 1: a larger share than all cannot be saturated.
+
+    >>> along_z = torch.tensor([0.0, 0, 1])
+    >>> saturation((1, 1, 5), 4.0, along_z, torch.zeros(3), sigma_mm=4.0, alpha=0.5).flatten()
+    tensor([0.9323, 0.6967, 0.5000, 0.6967, 0.9323])
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
@@ -194,6 +218,11 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
     distance_mm : range of the plane's distance from the head's origin (a brain's radius is 25 mm
         at 20 weeks and 50 mm at term)
     The plane's normal is uniform on the sphere.
+
+    >>> d = {"image": torch.ones(1, 8, 8, 8), "head_to_grid": torch.eye(4)}
+    >>> cut = RandFieldOfViewd(["image"], prob=1.0, distance_mm=(0.0, 0.0)).set_random_state(0)
+    >>> cut(d)["image"].mean()  # the plane goes through the head's origin: half is left
+    tensor(0.5000)
     """
 
     def __init__(
@@ -225,14 +254,24 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
 def half_space(
     shape: Sequence[int], spacing_mm: float, normal: Tensor, point_mm: Tensor, distance_mm: float
 ) -> Tensor:
-    """1 up to ``distance_mm`` from ``point_mm`` along the unit ``normal`` on a grid, 0 beyond."""
+    """1 up to ``distance_mm`` from ``point_mm`` along the unit ``normal`` on a grid, 0 beyond.
+
+    >>> along_z = torch.tensor([0.0, 0, 1])
+    >>> half_space((1, 1, 5), 4.0, along_z, torch.zeros(3), distance_mm=4.0).flatten()
+    tensor([1., 1., 1., 1., 0.])
+    """
     return (distance_to_plane(shape, spacing_mm, normal, point_mm) <= distance_mm).float()
 
 
 def distance_to_plane(
     shape: Sequence[int], spacing_mm: float, normal: Tensor, point_mm: Tensor
 ) -> Tensor:
-    """Signed distance in mm of a grid's voxels to the plane through ``point_mm``, float32."""
+    """Signed distance in mm of a grid's voxels to the plane through ``point_mm``, float32.
+
+    >>> along_z = torch.tensor([0.0, 0, 1])
+    >>> distance_to_plane((1, 1, 5), 4.0, along_z, torch.zeros(3)).flatten()
+    tensor([-8., -4.,  0.,  4.,  8.])
+    """
     x, y, z = grid_points(shape, spacing_mm)
     n, p = normal.to(torch.float32), point_mm.to(torch.float32)
     return n[0] * (x - p[0]) + n[1] * (y - p[1]) + n[2] * (z - p[2])
@@ -247,6 +286,12 @@ class RandSliceMotiond(RandomizableTransform, MapTransform):
     Parameters
     ----------
     rotate_deg, shift_mm : standard deviation of the walk over the stack, each uniform up to this
+
+    >>> image = MetaTensor(torch.rand(1, 8, 8, 8))
+    >>> d = {"image": image, "head_to_grid": torch.eye(4)}
+    >>> still = RandSliceMotiond(["image"], ["bilinear"], prob=1.0, rotate_deg=0.0, shift_mm=0.0)
+    >>> still.set_random_state(0)(d)["image"].allclose(image, atol=1e-5)  # as it was
+    True
     """
 
     def __init__(
@@ -300,6 +345,13 @@ def move_slices(
 
     Slice k samples the image turned by ``rotations_deg[k]`` (about x, then y, then z, through
     ``center_mm``) and shifted by ``shifts_mm[k]``. Zero outside.
+
+    >>> image = torch.arange(5.0).repeat(3, 1).view(1, 3, 1, 5)  # three equal slices
+    >>> shifts_mm = torch.tensor([[0.0, 0, 0], [0, 0, 4], [0, 0, -8]])
+    >>> move_slices(image, 0, torch.zeros(3, 3), shifts_mm, torch.zeros(3), 4.0)[0, :, 0].round()
+    tensor([[0., 1., 2., 3., 4.],
+            [0., 0., 1., 2., 3.],
+            [2., 3., 4., 0., 0.]])
     """
     image = torch.as_tensor(image).float()
     about = (rotation_about_x, rotation_about_y, rotation_about_z)

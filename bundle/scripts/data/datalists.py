@@ -32,7 +32,8 @@ def case_name(path: str | os.PathLike[str]) -> str:
 def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str, Any]]:
     """Entries of a section of ``dataset_dir/dataset.json``, checked, with full paths.
 
-    Every entry gets ``case``, the name of its image. An empty section gives an empty list.
+    Every entry gets ``case``, the name of its image, and ``head_to_world`` as a tensor (4, 4)
+    float64, or None for a volume without a head. An empty section gives an empty list.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str
         entry["subject"] = str(given.get("subject", entry["case"]))
         entry["head_to_world"] = given.get("head_to_world")
         try:
-            world_pose(entry)
+            world_pose(entry)  # puts a tensor in its place
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from error
         entries.append(entry)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from tqdm import tqdm
 
-from ..distributed import one_by_one
-from ..files import write_json, write_nifti
 from ..simulation.anatomy import AGE_RANGE_WEEKS
 from ..simulation.volume import PhantomGenerator
 from .datalists import SECTIONS
+from .dataset_files import DatasetFiles
 
 DEFAULT_COUNTS = {"training": 128, "validation": 16, "test": 24}
 
@@ -74,14 +73,8 @@ def write_dataset(
         "voxel_mm": None if voxel_mm is None else [float(v) for v in voxel_mm],
         "headless_share": float(headless_share),
     }
-    root = Path(dataset_dir)
-    datalist, started = root / "dataset.json", root / "phantom.json"
-    for path in (datalist, started):
-        _check_parameters(path, parameters)
-    root.mkdir(parents=True, exist_ok=True)
-    # Written first: volumes of a run that was stopped keep their parameters with them.
-    write_json(started, {"phantom": parameters})
-
+    files = DatasetFiles(Path(dataset_dir), "phantom", parameters)
+    files.start()
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     todo = [(section, i) for section in SECTIONS for i in range(counts[section])]
     with ProcessPoolExecutor(num_workers) as pool:
@@ -90,7 +83,7 @@ def write_dataset(
             share = 0.0 if section == "test" else headless_share
             # Spread evenly, and independent of the count: every 20th volume for a share of 0.05.
             headless = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
-            arguments = (root, generator, seed, section, i, not headless)
+            arguments = (files, generator, section, i, not headless)
             jobs.append(pool.submit(_write_volume, *arguments))
         progress_bar = tqdm(jobs, desc="phantom", unit="volume", disable=not progress)
         try:
@@ -99,37 +92,31 @@ def write_dataset(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # stop soon; what is written stays
             raise
-    write_json(datalist, {**entries, "phantom": parameters})
-    return datalist
+    return files.finish(entries)
 
 
 def embedded_dataset(bundle_root: str | os.PathLike[str]) -> str:
     """Path of the bundle's own phantom data set, made at the first call (a few minutes)."""
     root = Path(bundle_root) / "data" / "phantom"
-    with one_by_one():  # the first process makes it, the others find it
+    with idist.one_rank_first():  # it makes the data set, the others find it
         write_dataset(root, progress=not (root / "dataset.json").exists())
     return str(root)
 
 
 def _write_volume(
-    root: Path, generator: PhantomGenerator, seed: int, section: str, i: int, head: bool
+    files: DatasetFiles, generator: PhantomGenerator, section: str, i: int, head: bool
 ) -> dict[str, Any]:
     """Write one volume unless it is there; return its entry of the datalist."""
     name = f"phantom_{i:04d}"
-    # Labels lie apart, so that a section's folder can be given to inference as it is.
-    image, label = f"{section}/{name}.nii.gz", f"{section}_labels/{name}.nii.gz"
-    record = root / f"{section}_labels/{name}.json"
-    if record.exists() and (root / image).exists() and (root / label).exists():
-        return json.loads(record.read_text())
-    sequence = np.random.SeedSequence([seed, SECTIONS.index(section), i])
+    entry = files.recorded(section, name)
+    if entry is not None and files.complete(entry):
+        return entry
+    sequence = np.random.SeedSequence([files.parameters["seed"], SECTIONS.index(section), i])
     generator.set_random_state(seed=int(sequence.generate_state(1)[0]))
     phantom = generator(head)
-    write_nifti(root / image, phantom.image, phantom.affine)
-    write_nifti(root / label, phantom.label, phantom.affine)
     pose, right, left = phantom.head_to_world, phantom.right_eye_mm, phantom.left_eye_mm
     entry = {
-        "image": image,
-        "label": label,
+        **files.paths(section, name),
         "head_to_world": None if pose is None else pose.tolist(),
         "subject": f"{section}_{i:04d}",
         "ga_weeks": phantom.ga_weeks,
@@ -137,24 +124,4 @@ def _write_volume(
         "right_eye_mm": None if right is None else right.tolist(),
         "left_eye_mm": None if left is None else left.tolist(),
     }
-    write_json(record, entry)
-    return entry
-
-
-def _check_parameters(path: Path, parameters: dict[str, Any]) -> None:
-    """Raise ValueError if a file is there that does not come from these parameters."""
-    if not path.exists():
-        return
-    try:
-        found = json.loads(path.read_text())["phantom"]
-        items = [(key, found.get(key), parameters[key]) for key in parameters]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} does not describe a phantom data set and is left alone; choose another folder"
-        ) from error
-    for key, there, wanted in items:
-        if there != wanted:
-            raise ValueError(
-                f"{path} was made with {key} = {there!r}, wanted {wanted!r}; "
-                "choose another folder or remove that one"
-            )
+    return files.write(section, name, entry, phantom.image, phantom.label, phantom.affine)

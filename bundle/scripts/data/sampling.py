@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch.utils.data import Dataset, DistributedSampler
-
-from ..distributed import rank, world_size
 
 
 def shuffled(dataset: Dataset, seed: int) -> DistributedSampler:
@@ -24,7 +23,11 @@ def shuffled(dataset: Dataset, seed: int) -> DistributedSampler:
     from the beginning: all processes must take as many steps.
     """
     return DistributedSampler(
-        dataset, num_replicas=world_size(), rank=rank(), shuffle=True, seed=seed
+        dataset,
+        num_replicas=idist.get_world_size(),
+        rank=idist.get_rank(),
+        shuffle=True,
+        seed=seed,
     )
 
 
@@ -33,12 +36,12 @@ def in_order(dataset: Sized) -> range:
 
     ValueError for fewer cases than processes: one without a case cannot take part in the metrics.
     """
-    if 1 < world_size() > len(dataset):
+    if 1 < idist.get_world_size() > len(dataset):
         raise ValueError(
-            f"{len(dataset)} cases to evaluate are too few for {world_size()} processes: give "
-            "more cases or start fewer processes"
+            f"{len(dataset)} cases to evaluate are too few for {idist.get_world_size()} processes: "
+            "give more cases or start fewer processes"
         )
-    return range(rank(), len(dataset), world_size())
+    return range(idist.get_rank(), len(dataset), idist.get_world_size())
 
 
 def mixture_weights(entries: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[float]:
@@ -92,8 +95,8 @@ class MixtureSampler(DistributedSampler):
         # the base class counts a data set of as many items as are drawn
         super().__init__(
             range(num_samples),  # type: ignore[arg-type]
-            num_replicas=world_size(),
-            rank=rank(),
+            num_replicas=idist.get_world_size(),
+            rank=idist.get_rank(),
             seed=seed,
         )
 

@@ -35,12 +35,40 @@ class VolumeError(ValueError):
         self.status = status
 
 
+def grid_spacing_mm(image: MetaTensor) -> float:
+    """Voxel size of a volume on the working grid, from its affine.
+
+    Before augmentation only: scales and stretches are written into the affine, while the grid that
+    the networks see keeps its spacing.
+    ValueError for voxels that are no cubes, so of a volume that was never brought to the grid.
+
+    >>> affine = torch.diag(torch.tensor([3.0, 3, 3, 1]))
+    >>> grid_spacing_mm(MetaTensor(torch.zeros(1, 2, 2, 2), affine=affine))
+    3.0
+    """
+    sides = torch.as_tensor(image.affine, dtype=torch.float64)[:3, :3].norm(dim=0)
+    if not sides.max() - sides.min() <= 1e-3 * sides.min():
+        raise ValueError(
+            f"expected a volume on the working grid, got voxels of {sides.tolist()} mm"
+        )
+    return round(sides.mean().item(), 6)  # an oblique affine has the spacing up to rounding
+
+
 class LoadVolumed(MapTransform):
     """Load NIfTI files as (1, i, j, k) float32 with their affine; refuse what is not one volume.
 
     nibabel itself, not MONAI's reader: that one replaces an affine which disagrees with the voxel
     sizes in the header, and the world is what nibabel says it is. A fourth axis of length one is
     dropped. Raises VolumeError, whose message names the file.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/stack.nii"
+    >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6, 1), np.int16), np.diag([3, 3, 3, 1])), path)
+    >>> image = LoadVolumed("image")({"image": path})["image"]
+    >>> image.shape, image.dtype, image.affine.diagonal().tolist()
+    (torch.Size([1, 4, 5, 6]), torch.float32, [3.0, 3.0, 3.0, 1.0])
+    >>> folder.cleanup()
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
@@ -83,6 +111,15 @@ class ToWorkingGridd(MapTransform):
 
     Raises VolumeError ("empty") for an image without contrast, ValueError for a label whose grid
     is not the image's or which has values other than 0, 1, 2.
+
+    >>> affine = torch.diag(torch.tensor([-2.0, 2, 8, 1]))  # left-handed, thick slices
+    >>> image = MetaTensor(torch.rand(1, 8, 8, 4), affine=affine)
+    >>> d = ToWorkingGridd(label_key=None)({"image": image})
+    >>> d["image"].shape, d["image"].affine.diagonal().tolist()
+    (torch.Size([1, 4, 4, 7]), [4.0, 4.0, 4.0, 1.0])
+    >>> ToWorkingGridd(label_key=None)({"image": torch.zeros_like(image)})
+    Traceback (most recent call last):
+    scripts.data.volumes.VolumeError: volume: every voxel is 0
     """
 
     def __init__(

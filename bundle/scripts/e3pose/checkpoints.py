@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ..files import json_text, write_json
-from ..training.checkpoint import save
+from ..files import json_text, write_json, write_tensors
 from .network import E3PoseNet
 from .weights import import_localizer, import_rotation
 
@@ -169,7 +168,7 @@ def _write(state: Mapping[str, Tensor], config: dict[str, Any], root: Path) -> N
     if declared.exists() and declared.read_text() != json_text(config):
         raise ValueError(OTHER.format(declared))
     if not model.exists():
-        save(dict(state), model)
+        write_tensors(dict(state), model)
     write_json(declared, config)
 
 

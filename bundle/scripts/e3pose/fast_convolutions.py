@@ -104,7 +104,7 @@ class TiledConv(nn.Module):
 def fastest(kernel: Tensor, side: int | None) -> nn.Module:
     """The form that is fastest for crops of ``side``^3 voxels, by measurement on a CPU.
 
-    docs/performance.md has the figures; direct where the side is not known.
+    docs/history.md has the figures; direct where the side is not known.
     """
     many = min(kernel.shape[:2])
     if side is None or kernel.shape[-1] < 5:

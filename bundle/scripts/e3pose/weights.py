@@ -16,11 +16,11 @@ import re
 from typing import Any, NamedTuple, cast
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from ..data.importers.e3pose import head_axes_matrix
 from ..network.e3cnn import E3CNN, GatedBlock
+from ..network.irreps import o3
 from ..network.steerable import Gate, radial_functions, weight_chunks
 from .unet import UNet
 

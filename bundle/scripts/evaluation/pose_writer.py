@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from ..files import partial_path, write_text
+from ..files import replacing, write_text
 from ..geometry import grid_to_world
 from ..labels import USABLE
 from .drawing import draw_pose
@@ -111,17 +111,16 @@ class PoseWriter:
         title = f"{item['case']}: {record['status']}, brain {record['brain_volume_ml']:.0f} ml"
         if pose is not None:
             title += f", confidence {record['confidence']:.2f}"
-        partial = partial_path(path)
-        draw_pose(
-            partial,
-            image.reshape(image.shape[:3]),
-            source.affine,
-            result["label"][0].numpy(),
-            item["affine"].numpy(),
-            None if pose is None else pose.numpy(),
-            title,
-        )
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            draw_pose(
+                partial,
+                image.reshape(image.shape[:3]),
+                source.affine,
+                result["label"][0].numpy(),
+                item["affine"].numpy(),
+                None if pose is None else pose.numpy(),
+                title,
+            )
 
     def _conclude(self, engine: Engine) -> None:
         counts = {status: self._statuses.count(status) for status in sorted(set(self._statuses))}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from ..geometry import check_rigid, geodesic_deg
 from .case_table import read_cases
@@ -47,9 +47,9 @@ def auroc(
     wrong, right = (values[known & side] for side in (errors > above_deg, errors <= above_deg))
     if not len(wrong) or not len(right):
         return math.nan
-    # Mann and Whitney's U: the ranks of the right cases count the wrong ones below them
-    ranks = rankdata(np.concatenate([right, wrong]))[: len(right)]
-    return float((ranks.sum() - len(right) * (len(right) + 1) / 2) / (len(right) * len(wrong)))
+    # U counts the pairs in which the right one is the higher; the method is of a p that is not used
+    u = mannwhitneyu(right, wrong, method="asymptotic").statistic
+    return float(u / (len(right) * len(wrong)))
 
 
 def _median(values: NDArray) -> str:
@@ -102,7 +102,7 @@ ROWS: tuple[tuple[str, str, Callable[[NDArray], str]], ...] = (
 )
 
 
-def _columns(path: str | os.PathLike[str]) -> Columns:
+def case_columns(path: str | os.PathLike[str]) -> Columns:
     """Columns of a cases.csv; ``head_detection`` parted into volumes with and without a head."""
     columns = {name: np.array(values) for name, values in read_cases(path)[1].items()}
     if "rotation_deg" not in columns:
@@ -125,7 +125,7 @@ def _pooled(evaluations: Sequence[Columns]) -> Columns:
     }
 
 
-def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+def evaluation_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """The folders of the files, with as many of their parents as tell them apart."""
     folders = [Path(path).resolve().parent.parts for path in paths]
     for depth in range(1, max(map(len, folders)) + 1):
@@ -142,7 +142,7 @@ def table(paths: Sequence[str | os.PathLike[str]]) -> str:
     value is NaN (no head, no reference) do not count; a head not found counts as 180 degrees and
     infinitely many mm. ValueError, naming the file, for one that is no table of cases.
     """
-    evaluations, names = [_columns(path) for path in paths], _names(paths)
+    evaluations, names = [case_columns(path) for path in paths], evaluation_names(paths)
     if len(paths) > 1:
         evaluations, names = [*evaluations, _pooled(evaluations)], [*names, "pooled"]
     rows = [["", *names]]

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import write_json
-from ..training.checkpoint import save
+from ..files import write_json, write_tensors
 from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
 
 
@@ -55,7 +54,7 @@ def _train_one(
         history.append({"round": number, "metrics": metrics, "best": error < best})
         if error < best:
             best = error
-            save(dict(weights), Path(settings["output_dir"]) / BEST)
+            write_tensors(dict(weights), Path(settings["output_dir"]) / BEST)
         if number < plan.rounds:
             site.train(weights, number)
             weights = site.weights()

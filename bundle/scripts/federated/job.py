@@ -32,8 +32,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
 
-from ..files import write_json
-from ..training.checkpoint import save
+from ..files import replacing, write_json, write_tensors
 from .alone import train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
 from .kit import CLASSES, prepare_kit
@@ -87,7 +86,7 @@ class HeadPoseRecipe(Recipe):
             for name in (BEST, HISTORY):
                 job.add_file_to_server(str(Path(resume_dir) / name), app_folder_type="config")
         start = Path(self._files.name) / START_WEIGHTS
-        save(_read_weights(Path(init_path)), start)
+        write_tensors(_read_weights(Path(init_path)), start)
         job.to_server(
             HeadPoseFederation(
                 **asdict(plan),
@@ -163,7 +162,8 @@ def simulate(
         end = log.read_text().splitlines()[-20:] if log.exists() else []
         raise RuntimeError("\n".join(["the federation did not reach its last round:", *end]))
     for name in (BEST, LAST, HISTORY):
-        shutil.copyfile(result / name, output / name)
+        with replacing(output / name) as partial:
+            shutil.copyfile(result / name, partial)
     return output / BEST
 
 

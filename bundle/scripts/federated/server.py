@@ -26,8 +26,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fedprox_utils import set_fedprox_metadata
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from ..files import write_json
-from ..training.checkpoint import save
+from ..files import replacing, write_json, write_tensors
 from .client import PLAN, REFUSED, VOLUMES
 from .site import BEST, HISTORY, LAST, Plan, shared_keys
 
@@ -187,7 +186,8 @@ class HeadPoseFederation(ModelController):
             history = json.loads((folder / HISTORY).read_text())
             self._history = [record for record in history if record["averaged"]]
             self._best = next((r for r in reversed(self._history) if r["best"]), None)
-            shutil.copyfile(folder / BEST, self._path(BEST))
+            with replacing(self._path(BEST)) as partial:
+                shutil.copyfile(folder / BEST, partial)
 
     def _ask(self, task: str, number: int) -> None:
         """Send the global weights to all sites, wait for them, and keep the weights if best."""
@@ -277,7 +277,7 @@ class HeadPoseFederation(ModelController):
 
     def _save(self, name: str) -> None:
         state = {key: torch.from_numpy(value.copy()) for key, value in self._weights.items()}
-        save(state, self._path(name))
+        write_tensors(state, self._path(name))
 
     def _write_history(self) -> None:
         write_json(self._path(HISTORY), self._history)

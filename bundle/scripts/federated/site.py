@@ -25,6 +25,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor, nn
 
 from ..data.datalists import datalist
+from ..files import replacing
+from ..training.optimization import go_to_step
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,8 @@ class FederatedSite:
         """
         found = self.algorithm.evaluate(ExchangeObject(weights=dict(weights))).metrics
         assert found is not None
-        shutil.copyfile(self.output_dir / "cases.csv", self.output_dir / f"cases_{tag}.csv")
+        with replacing(self.output_dir / f"cases_{tag}.csv") as partial:
+            shutil.copyfile(self.output_dir / "cases.csv", partial)
         return {key: float(value) for key, value in found.items()}
 
     def train(self, weights: Mapping[str, Tensor], round_number: int, mu: float = 0.0) -> int:
@@ -221,8 +224,7 @@ class FederatedSite:
             parser = self.algorithm.train_workflow.parser  # type: ignore[union-attr]
             epoch_steps = len(parser.get_parsed_content("train#dataloader"))
             scheduler = parser.get_parsed_content("lr_scheduler")
-            scheduler.last_epoch = round_number * self.plan.local_epochs * epoch_steps - 1
-            scheduler.step()
+            go_to_step(scheduler, round_number * self.plan.local_epochs * epoch_steps)
         self._trained = True
         self.proximal.mu = mu
         self.proximal.anchor = {key: value.clone() for key, value in weights.items()}

@@ -20,19 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..distributed import from_rank0, is_not_rank0, mixed_seed
 from ..evaluation.metrics import lower_is_better
-from ..files import partial_path
+from ..files import write_tensors
+from .optimization import go_to_step
 
 logger = logging.getLogger(__name__)
-
-
-def save(content: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` through a temporary name, which does not stay if that fails."""
-    partial = partial_path(path)
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class ResumableTraining:
@@ -91,7 +82,7 @@ class ResumableTraining:
                 ) from error
         step = epoch * (engine.state.epoch_length or 0)
         engine.state.epoch, engine.state.iteration = epoch, step
-        _go_to(self.lr_scheduler, step)
+        go_to_step(self.lr_scheduler, step)
         _draw_anew(engine, epoch)
         logger.info("resumed from %s after epoch %d", self.path, epoch)
 
@@ -99,17 +90,7 @@ class ResumableTraining:
         if is_not_rank0():
             return
         state = {name: target.state_dict() for name, target in self.objects.items()}
-        save(state | {"epoch": engine.state.epoch}, self.path)
-
-
-def _go_to(scheduler: LambdaLR, step: int) -> None:
-    """Set the learning rates of a step; ``scheduler.load_state_dict`` would also bring back the
-    length and the base rates of the schedule as it was planned before the break."""
-    scheduler.last_epoch = step
-    rates = scheduler.get_lr()
-    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = list(rates)
+        write_tensors(state | {"epoch": engine.state.epoch}, self.path)
 
 
 def _draw_anew(engine: Engine, epoch: int) -> None:
@@ -159,5 +140,5 @@ class BestModel:
             self.best = value
             if is_not_rank0():
                 return
-            save(self.network.state_dict(), self.path)
+            write_tensors(self.network.state_dict(), self.path)
             logger.info("%s = %.3f is the best so far, kept in %s", self.metric, value, self.path)

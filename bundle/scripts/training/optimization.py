@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ignite.engine import Engine
 from monai.engines import IterationEvents
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 logger = logging.getLogger(__name__)
 
@@ -18,21 +20,38 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of an optimizer, one for each part of a network that it has.
 
+    A part whose learning rate is 0 is frozen: it gets no group, and no gradient is computed for it.
+    Without any rate none is: training then takes steps that change nothing.
+
     Parameters
     ----------
     lr : learning rate by the part's name
     weight_decay : the same, 0 for parts that are not named
     """
-    parts = dict(network.named_children())
-    return [
-        {
-            "params": list(parts[name].parameters()),
-            "lr": rate,
-            "weight_decay": weight_decay.get(name, 0.0),
-        }
-        for name, rate in lr.items()
-        if name in parts
-    ]
+    parts, groups = dict(network.named_children()), []
+    trained = any(rate for name, rate in lr.items() if name in parts)
+    for name, rate in lr.items():
+        if name not in parts:
+            continue
+        if trained and not rate:
+            parts[name].requires_grad_(False)
+            continue
+        decay = weight_decay.get(name, 0.0)
+        groups.append({"params": list(parts[name].parameters()), "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def go_to_step(scheduler: LambdaLR, step: int) -> None:
+    """Set the learning rates of a step, counted from 0, as if all before it had been taken.
+
+    (``load_state_dict`` would also bring back the length and the base rates of the schedule as it
+    was planned when the state was written.)
+    """
+    scheduler.last_epoch = step - 1
+    with warnings.catch_warnings():
+        # that the optimizer has taken no step yet
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        scheduler.step()
 
 
 class ClipGradients:

@@ -42,6 +42,7 @@ SIDES = (("R", "L"), ("A", "P"), ("S", "I"))
 
 def angles_to_rotation(rot_x: float, rot_y: float, rot_z: float) -> Tensor:
     """R (3, 3) float64 from extrinsic x, y, z Euler angles in degrees."""
+    # not scipy's, whose last digits differ: a data set that is there is compared with them
     return rotation_about_z(rot_z) @ rotation_about_y(rot_y) @ rotation_about_x(rot_x)
 
 

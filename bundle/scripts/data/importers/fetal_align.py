@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import random_walker
@@ -209,7 +210,7 @@ def _import_stack(annotation: Annotation, stack: Path, root: Path) -> dict[str, 
                 f"{stack}: {name} at voxel {voxel.tolist()} lies outside the stack of "
                 f"{values.shape} voxels"
             )
-        world[name] = affine[:3, :3] @ voxel + affine[:3, 3]
+        world[name] = apply_affine(affine, voxel)
     try:
         pose = landmarks_to_pose(*(torch.from_numpy(world[name]) for name in LANDMARKS)).numpy()
     except ValueError as error:

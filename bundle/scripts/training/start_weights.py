@@ -1,0 +1,73 @@
+"""Weights to start from that fit a part of the network only."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+class StartWeights:
+    """Handler of a trainer that loads before the first epoch what a model.pt has for each part.
+
+    A part, a direct child of the network, is loaded as a whole or begins anew: another rotation
+    network beside the shipped localizer and landmarks, for one. The log says which. For training
+    that continues all parts use MONAI's ``CheckpointLoader``, which insists on every weight.
+
+    Parameters
+    ----------
+    path : of a plain state_dict
+    network : to load into
+
+    FileNotFoundError if there is no such file; ValueError, which names file, part and a weight, if
+    a part that is not trained (``parameter_groups``) does not fit: nobody could use what it says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], network: nn.Module) -> None:
+        self.path, self.network = path, network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, _: Engine) -> None:
+        given = torch.load(self.path, map_location="cpu", weights_only=True)
+        fitting, anew = [], []
+        for name, part in self.network.named_children():
+            prefix = f"{name}."
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in given.items()
+                if key.startswith(prefix)
+            }
+            difference = _difference(part, state)
+            if not difference:
+                part.load_state_dict(state)
+                fitting.append(name)
+            elif any(parameter.requires_grad for parameter in part.parameters()):
+                logger.warning("%s begins anew: in %s %s", name, self.path, difference)
+                anew.append(name)
+            else:
+                raise ValueError(
+                    f"{self.path}: {name} is not trained and needs weights of its own, but "
+                    f"{difference}"
+                )
+        logger.info("from %s: %s; anew: %s", self.path, _names(fitting), _names(anew))
+
+
+def _difference(part: nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """The first weight by which ``state`` is not one of ``part``, in words; empty if it is."""
+    own = part.state_dict()
+    for key in sorted({*own, *state}):
+        shapes = [tuple(s[key].shape) if key in s else "missing" for s in (state, own)]
+        if shapes[0] != shapes[1]:
+            return f"{key} is {shapes[0]}, here {shapes[1]}"
+    return ""
+
+
+def _names(parts: list[str]) -> str:
+    return ", ".join(parts) or "nothing"
