@@ -19,7 +19,6 @@ sys.path[:0] = [str(BUNDLE), str(REPOSITORY / "tools")]
 SMALL_CHAIN = {
     "network_def#crop_size": 8,
     "network_def#localizer_channels": [4, 4, 4, 4, 4, 4],
-    "network_def#turns": 2,
     "network_def#landmarks#features": [8, 8, 8],
     "network_def#landmarks#crop_size": 16,
     "cube_voxels": 16,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from jsonschema import Draft201909Validator
 from monai.bundle import ConfigParser, ReferenceResolver, create_workflow
+from monai.transforms import Compose
 
 from conftest import BUNDLE, REPOSITORY, SMALL_CHAIN, SMALL_ROTATION
 
@@ -23,6 +24,11 @@ SMALL_PLAIN = {
     "network_def#rotation#channels": [4, 4],
     "network_def#rotation#convolutions": [1, 1],
     **SMALL_CHAIN,
+}
+# in the middle of small patches, where the one step of an epoch needs one to move the rotation
+HEADS_IN_SIGHT = {
+    "train#random_transforms#0#shift_mm": 0.0,
+    "train#random_transforms#0#away_prob": 0.0,
 }
 FILES = {
     "train": ["train.json"],
@@ -35,8 +41,12 @@ FILES = {
     "landmarks_mixture": ["train.json", "mixture.json", "landmarks.json"],
     "localizer": ["train.json", "localizer.json"],
     "localizer_mixture": ["train.json", "mixture.json", "localizer.json"],
+    "rotation": ["train.json", "rotation.json"],
+    "rotation_mixture": ["train.json", "mixture.json", "rotation.json"],
+    "rotation_plain_cnn": ["train.json", "plain_cnn.json", "rotation.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
     "multi_gpu_mixture": ["train.json", "mixture.json", "multi_gpu_train.json"],
+    "multi_gpu_rotation": ["train.json", "multi_gpu_train.json", "rotation.json"],
     "evaluate_mixture": ["train.json", "mixture.json", "evaluate.json"],
     "evaluate_plain_cnn": ["train.json", "plain_cnn.json", "evaluate.json"],
 }
@@ -122,10 +132,11 @@ def test_training_resumes_and_refuses_to_resume_what_is_finished(trained, phanto
     assert "nothing to resume" in str(error.value.__cause__)
 
 
-@pytest.mark.parametrize("part", ["landmarks", "localizer"])
+@pytest.mark.parametrize("part", ["landmarks", "localizer", "rotation"])
 def test_training_of_one_part(part, trained, phantoms, tmp_path):
     """From given weights; what is not trained stays as it was, and both are in the file."""
     overrides = training_overrides(phantoms, tmp_path) | {"init_path": str(trained / "model.pt")}
+    overrides |= HEADS_IN_SIGHT
     run = workflow(part, **overrides)
     run.run()
     before = torch.load(trained / "model.pt", weights_only=True)
@@ -141,6 +152,34 @@ def test_training_of_one_part(part, trained, phantoms, tmp_path):
     resumed = workflow(part, **overrides | {"epochs": 2, "resume": True, "init_path": None})
     resumed.run()
     assert resumed.trainer.state.epoch == 2
+
+
+def test_another_rotation_network_trains_beside_given_parts(trained, phantoms, tmp_path):
+    """The file has an E3CNN; localizer and landmarks are taken from it and stay as they are."""
+    overrides = training_overrides(phantoms, tmp_path, SMALL_PLAIN)
+    overrides |= {"init_path": str(trained / "model.pt")}
+    run = workflow("rotation_plain_cnn", **overrides)
+    run.run()
+    given = torch.load(trained / "model.pt", weights_only=True)
+    after = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {key.split(".")[1] for key in after if key.startswith("rotation.")} == {"layers"}
+    others = [key for key in after if not key.startswith("rotation.")]
+    assert {key.split(".")[0] for key in others} == {"localizer", "landmarks"}
+    assert all(after[key].equal(given[key]) for key in others)
+
+
+def test_what_is_not_trained_gets_no_gradient(phantoms, tmp_path):
+    """Neither is there anything but the rotation in the optimizer, nor are cubes cut out."""
+    run = workflow("rotation", **training_overrides(phantoms, tmp_path) | HEADS_IN_SIGHT)
+    run.run()
+    network = run.parser.get_parsed_content("network")
+    (group,) = run.parser.get_parsed_content("optimizer").param_groups
+    assert set(map(id, group["params"])) == set(map(id, network.rotation.parameters()))
+    assert all(p.grad is not None for p in network.rotation.parameters())
+    others = [*network.localizer.parameters(), *network.landmarks.parameters()]
+    assert not any(p.requires_grad or p.grad is not None for p in others)
+    assert run.trainer.loss_function.segmentation_weight == 0
+    assert "crop" not in run.parser.get_parsed_content("train#dataset")[0]
 
 
 def test_training_on_a_mixture(phantoms, other_phantoms, tmp_path):
@@ -265,21 +304,83 @@ def test_embedded_phantom_is_the_default_data_set(monkeypatch, tmp_path):
     assert made == [tmp_path / "data" / "phantom"]
 
 
-def test_train_and_inference_declare_one_network():
-    network = {}
+def settings(network):
+    """Every number, text and list that a network and its chain hold, and the shapes of weights."""
+    found = {key: value.shape for key, value in network.state_dict().items()}
+    for name, module in [*network.named_modules(), *network.chain.named_modules(prefix="chain")]:
+        for key, value in vars(module).items():
+            if isinstance(value, bool | int | float | str | list | tuple) and key[0] != "_":
+                found[f"{name}.{key}"] = value
+    return found
+
+
+def test_train_and_inference_declare_the_network_that_is_the_default():
+    from scripts.network import HeadPoseNet
+
+    expected = settings(HeadPoseNet())
+    assert expected["chain.crop_size"] == 24
     for kind in ("train", "inference"):
         parser = ConfigParser()
         parser.read_config(CONFIGS[kind])
-        for key in ("crop_fill", "spacing_mm", "landmarks#crop_size"):
-            parser[f"network_def#{key}"] = parser.get_parsed_content(f"network_def#{key}")
-        network[kind] = parser["network_def"]
-    assert network["train"] == network["inference"]
-    assert network["train"]["rotation"]["_target_"] == "scripts.network.E3CNN"
-    built = {
-        kind: ConfigParser(network[kind]).get_parsed_content().state_dict() for kind in network
-    }
-    shapes = {kind: {k: v.shape for k, v in state.items()} for kind, state in built.items()}
-    assert shapes["train"] == shapes["inference"]
+        assert settings(parser.get_parsed_content("network_def")) == expected
+        assert parser["network_def#rotation#_target_"] == "scripts.network.E3CNN"
+
+
+def spacings(transform):
+    """``spacing_mm`` of a transform and of those in it; None is read from the volume's affine."""
+    inner = getattr(transform, "transforms", ())
+    inner = inner.transforms if isinstance(inner, Compose) else inner
+    own = [transform.spacing_mm] if hasattr(transform, "spacing_mm") else []
+    return own + [value for each in inner for value in spacings(each)]
+
+
+def test_one_value_sets_the_spacing_of_all(phantoms):
+    """The imported networks of the authors need 3 mm: whatever is not told would take 4."""
+    parser = ConfigParser()
+    parser.read_config(CONFIGS["train"])
+    parser["spacing_mm"], parser["bundle_root"] = 3.0, str(BUNDLE)
+    found = spacings(parser.get_parsed_content("train#preprocessing"))
+    assert len(found) == 11
+    assert set(found) == {3.0, None}
+    # those that come straight after ToWorkingGridd: anatomy, cubes and the similarity
+    assert found.count(None) == 3
+    assert spacings(parser.get_parsed_content("validate#preprocessing")) == [3.0] * 3
+    assert parser.get_parsed_content("network_def").chain.spacing_mm == 3
+    parser = ConfigParser()
+    parser.read_config(CONFIGS["inference"])
+    parser["spacing_mm"], parser["bundle_root"] = 3.0, str(BUNDLE)
+    parser["dataset_dir"] = str(phantoms / "test")
+    assert spacings(parser.get_parsed_content("preprocessing")) == [3.0]
+    assert parser.get_parsed_content("handlers")[-1].spacing_mm == 3
+    assert parser.get_parsed_content("network_def").chain.spacing_mm == 3
+
+
+def expressions(config):
+    """Every text of a config that Python evaluates."""
+    if isinstance(config, str):
+        return [config[1:]] if config.startswith("$") else []
+    if not isinstance(config, dict | list):
+        return []
+    values = config.values() if isinstance(config, dict) else config
+    return [text for value in values for text in expressions(value)]
+
+
+# how every bundle of the zoo finds its device
+DEVICE = "torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+
+
+@pytest.mark.parametrize("path", sorted((BUNDLE / "configs").glob("*.json")), ids=lambda p: p.name)
+def test_what_is_longer_than_a_sum_is_a_function_with_a_name(path):
+    too_much = (ast.Lambda, ast.IfExp, ast.BoolOp, ast.comprehension, ast.NamedExpr, ast.Dict)
+    for text in expressions(json.loads(path.read_text())):
+        tree = ast.parse(re.sub(r"@[\w#]+", "reference", text))
+        found = [node for node in ast.walk(tree) if isinstance(node, too_much)]
+        assert not found or text == DEVICE, text
+        assert len(text) < 100
+
+
+def test_train_json_can_be_read():
+    assert len((BUNDLE / "configs/train.json").read_text().splitlines()) < 400
 
 
 def test_metadata_has_what_the_zoo_requires(metadata):

@@ -18,6 +18,7 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from ..geometry import axis_angles_deg, geodesic_deg, no_head
+from ..labels import BRAIN, EYES
 
 SUMMARIES = ("median", "mean")
 
@@ -28,6 +29,11 @@ class CaseMetric(CumulativeIterationMetric):
     Parameters
     ----------
     summary : "median" or "mean" of the values, or a number: the share of values above it
+
+    >>> share = Confidence(0.5)  # of the values above 0.5
+    >>> _ = share(torch.tensor([0.4, 0.6, 0.8, torch.nan]))
+    >>> share.aggregate()
+    tensor(0.6667)
     """
 
     def __init__(self, summary: str | float = "median") -> None:
@@ -56,7 +62,18 @@ def _worst_if_missing(error: Tensor, y_pred: Tensor, y: Tensor, worst: float) ->
 
 
 class RotationError(CaseMetric):
-    """Geodesic angle between predicted and true rotation, degrees."""
+    """Geodesic angle between predicted and true rotation, degrees.
+
+    >>> true = torch.eye(4).repeat(3, 1, 1)
+    >>> found = true.clone()
+    >>> found[0, :2, :2] = torch.tensor([[0.0, -1], [1, 0]])  # a quarter turn about z
+    >>> found[1] = torch.nan  # no head found
+    >>> error = RotationError()
+    >>> error(found, true).flatten()
+    tensor([ 90., 180.,   0.], dtype=torch.float64)
+    >>> error.aggregate()
+    tensor(90., dtype=torch.float64)
+    """
 
     def _compute_tensor(  # type: ignore[override]
         self, y_pred: Tensor, y: Tensor, **_: Any
@@ -66,7 +83,13 @@ class RotationError(CaseMetric):
 
 
 class AxisError(CaseMetric):
-    """Angle between the predicted and the true axis "x", "y" or "z" of the head, degrees."""
+    """Angle between the predicted and the true axis "x", "y" or "z" of the head, degrees.
+
+    >>> true, found = torch.eye(4)[None], torch.eye(4)[None]
+    >>> found[0, :2, :2] = torch.tensor([[0.0, -1], [1, 0]])  # a quarter turn about z
+    >>> AxisError("x")(found, true), AxisError("z")(found, true)
+    (tensor([[90.]], dtype=torch.float64), tensor([[0.]], dtype=torch.float64))
+    """
 
     def __init__(self, axis: str, summary: str | float = "median") -> None:
         super().__init__(summary)
@@ -82,7 +105,15 @@ class AxisError(CaseMetric):
 
 
 class TranslationError(CaseMetric):
-    """Distance between predicted and true head origin, mm."""
+    """Distance between predicted and true head origin, mm.
+
+    >>> true = torch.eye(4).repeat(2, 1, 1)
+    >>> found = true.clone()
+    >>> found[0, :2, 3] = torch.tensor([3.0, 4.0])
+    >>> found[1] = torch.nan  # no head found
+    >>> TranslationError()(found, true).flatten()
+    tensor([5., inf], dtype=torch.float64)
+    """
 
     def _compute_tensor(  # type: ignore[override]
         self, y_pred: Tensor, y: Tensor, **_: Any
@@ -92,7 +123,13 @@ class TranslationError(CaseMetric):
 
 
 class LabelDice(CaseMetric):
-    """Dice of one label in label maps (batch, 1, x, y, z); NaN where the reference lacks it."""
+    """Dice of one label in label maps (batch, 1, x, y, z); NaN where the reference lacks it.
+
+    >>> found = torch.tensor([0, 1, 1, 0]).view(1, 1, 4, 1, 1)
+    >>> true = torch.tensor([0, 1, 0, 0]).view(1, 1, 4, 1, 1)
+    >>> LabelDice(1)(found, true), LabelDice(2)(found, true)
+    (tensor([[0.6667]]), tensor([[nan]]))
+    """
 
     def __init__(self, label: int, summary: str | float = "mean") -> None:
         super().__init__(summary)
@@ -107,7 +144,14 @@ class LabelDice(CaseMetric):
 
 
 class HeadDetection(CaseMetric):
-    """1 where a head is found if and only if there is one, else 0."""
+    """1 where a head is found if and only if there is one, else 0.
+
+    >>> nothing = torch.full((4, 4), torch.nan)
+    >>> found = torch.stack([torch.eye(4), nothing, torch.eye(4)])
+    >>> true = torch.stack([torch.eye(4), nothing, nothing])
+    >>> HeadDetection()(found, true).flatten()
+    tensor([1., 1., 0.])
+    """
 
     def __init__(self, summary: str | float = "mean") -> None:
         super().__init__(summary)
@@ -119,7 +163,13 @@ class HeadDetection(CaseMetric):
 
 
 class Confidence(CaseMetric):
-    """The network's confidence, beside the errors that it should foretell."""
+    """The network's confidence, beside the errors that it should foretell.
+
+    >>> confidence = Confidence("mean")
+    >>> _ = confidence(torch.tensor([0.5, 1.0]))
+    >>> confidence.aggregate()
+    tensor(0.7500)
+    """
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Tensor:
         return y_pred.unsqueeze(1)
@@ -172,3 +222,34 @@ OUTPUTS = {
 def metric(fn: CumulativeIterationMetric, of: str) -> IgniteMetricHandler:
     """Ignite handler of a metric of a part of the engine's output, one of ``OUTPUTS``."""
     return IgniteMetricHandler(metric_fn=fn, output_transform=OUTPUTS[of])
+
+
+def key_metric() -> dict[str, IgniteMetricHandler]:
+    """What the best model is chosen by: the median error of the rotation, degrees.
+
+    >>> list(key_metric())
+    ['rotation_deg']
+    """
+    return {"rotation_deg": metric(RotationError(), "poses")}
+
+
+def head_pose_metrics() -> dict[str, IgniteMetricHandler]:
+    """All that is measured beside the key metric, by name; the unit stands at the name's end.
+
+    >>> sorted(head_pose_metrics())[:4]
+    ['axis_x_deg', 'axis_y_deg', 'axis_z_deg', 'confidence']
+    """
+    return {
+        "rotation_mean_deg": metric(RotationError("mean"), "poses"),
+        "rotation_above_15": metric(RotationError(15.0), "poses"),
+        "rotation_above_30": metric(RotationError(30.0), "poses"),
+        "axis_x_deg": metric(AxisError("x"), "poses"),
+        "axis_y_deg": metric(AxisError("y"), "poses"),
+        "axis_z_deg": metric(AxisError("z"), "poses"),
+        "translation_mm": metric(TranslationError(), "poses"),
+        "dice_brain": metric(LabelDice(BRAIN), "labels"),
+        "dice_eyes": metric(LabelDice(EYES), "labels"),
+        "head_detection": metric(HeadDetection(), "poses"),
+        "reference_crop_deg": metric(RotationError(), "reference_crop_poses"),
+        "confidence": metric(Confidence(), "confidences"),
+    }
