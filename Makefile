@@ -10,7 +10,7 @@ PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["p
 PINNED_FEDERATED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["optional-dependencies"]["federated"], sep="\n")
 
-.PHONY: setup train weights test lint benchmark package federated-setup federated test-federated
+.PHONY: setup train weights test lint benchmark ablation package federated-setup federated test-federated
 
 setup: $(VENV)/.done
 
@@ -91,6 +91,15 @@ federated: federated-setup
 
 benchmark: setup
 	cd bundle && $(BIN)/python -m scripts.benchmark
+
+# What each part of the chain contributes, on the phantom's test section or on DATASET, with PLAIN_CNN,
+# a model.pt trained with configs/rotation.json and configs/plain_cnn.json, in E3CNN's place too.
+DATASET ?= $(CURDIR)/bundle/data/phantom
+ablation: setup
+	test "$(DATASET)" != "$(CURDIR)/bundle/data/phantom" || (cd bundle && $(BIN)/python -m scripts.phantom \
+		--dataset_dir $(DATASET))
+	cd bundle && $(BIN)/python -m scripts.ablation --dataset_dir $(abspath $(DATASET)) \
+		$(if $(PLAIN_CNN),--plain_cnn $(abspath $(PLAIN_CNN)))
 
 # dist/fetal_mri_head_pose_v<version>.zip, from what is committed. Needs git, and nothing installed.
 package:

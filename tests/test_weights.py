@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser, create_workflow
 
 from conftest import BUNDLE
 from scripts import weights
-from scripts.cubes import Box
+from scripts.cubes import along_grid
 from scripts.e3pose.checkpoints import import_e3pose, read_state
 from scripts.e3pose.network import E3PoseNet, read_axes
 from scripts.e3pose.unet import UNet
@@ -97,7 +97,7 @@ def test_field_axes_and_rotation_are_the_originals(imported, original):
     """Through the files that the command wrote, and the whole chain behind the crop."""
     net, image = declared_network(imported), original["image"]
     assert isinstance(net, E3PoseNet)
-    box = Box(torch.zeros(1, 3), torch.tensor([16 * net.spacing_mm]))  # the volume itself
+    box = along_grid(torch.zeros(1, 1, 3), torch.tensor([[16 * net.spacing_mm]]))  # the volume
     field = net.axis_field(image, box)
     torch.testing.assert_close(field.flatten(1, 2), original["field"], **TOLERANCE)
     axes, _ = read_axes(field)

@@ -41,7 +41,11 @@ def rotation_about_y(angle_deg: Tensor | float) -> Tensor:
 
 
 def rotation_about_z(angle_deg: Tensor | float) -> Tensor:
-    """As ``rotation_about_x``, about the z axis."""
+    """As ``rotation_about_x``, about the z axis.
+
+    >>> rotation_about_z(90.0).round().tolist()  # x turns to y
+    [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
     return rotation_about_x(angle_deg).roll((2, 2), (-2, -1))
 
 
@@ -50,6 +54,9 @@ def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
 
     Four independent standard normals give a rotation uniform on SO(3) (Shoemake 1992); uniform
     Euler angles do not.
+
+    >>> quaternion_to_rotation(torch.tensor([0.0, 0, 0, 1])).tolist()  # half a turn about z
+    [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
     rows = [
@@ -117,6 +124,10 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
     The quaternion q that maximises trace(R(q)^T matrix), a quadratic form in q (Horn 1987). The
     same rotation as U diag(1, 1, det U V^T) V^T of the singular vectors (Kabsch 1976), and never
     a reflection. Not differentiable where two singular values vanish.
+
+    >>> mirrored = torch.diag(torch.tensor([3.0, 2, -1]))
+    >>> nearest_rotation(mirrored).diagonal().round()  # not the reflection
+    tensor([1., 1., 1.])
     """
     xx, xy, xz, yx, yy, yz, zx, zy, zz = matrix.flatten(-2).unbind(-1)
     form = [
@@ -145,6 +156,10 @@ def frame_to_rotation(axes: Tensor) -> Tensor:
     -------
     (..., 3, 3), nearest rotation after the sign is fixed; NaN where an axis is zero or the
     second and third are parallel, because then no frame is defined.
+
+    >>> axes = torch.diag(torch.tensor([-2.0, 1, 1]))  # the first axis points to the left
+    >>> frame_to_rotation(axes).diagonal().round()
+    tensor([1., 1., 1.])
     """
     unit = torch.nn.functional.normalize(axes, dim=-1)
     normal = torch.linalg.cross(unit[..., 1, :], unit[..., 2, :])
@@ -165,6 +180,11 @@ def geodesic_deg(a: Tensor, b: Tensor) -> Tensor:
 
     atan2 of the antisymmetric and symmetric parts is accurate at 0 and at 180 degrees, where
     arccos of the trace alone loses half of the digits.
+
+    >>> geodesic_deg(rotation_about_x(10.0), rotation_about_x(40.0)).round()
+    tensor(30., dtype=torch.float64)
+    >>> geodesic_deg(torch.eye(3), half_turns())
+    tensor([  0., 180., 180., 180.])
     """
     relative = a.mT @ b
     axis = torch.stack(
@@ -180,13 +200,22 @@ def geodesic_deg(a: Tensor, b: Tensor) -> Tensor:
 
 
 def axis_angles_deg(a: Tensor, b: Tensor) -> Tensor:
-    """Angles in degrees (..., 3) between the columns of ``a`` and of ``b``, both (..., 3, 3)."""
+    """Angles in degrees (..., 3) between the columns of ``a`` and of ``b``, both (..., 3, 3).
+
+    >>> axis_angles_deg(torch.eye(3).double(), rotation_about_x(30.0)).round()  # x stays
+    tensor([ 0., 30., 30.], dtype=torch.float64)
+    """
     sine = torch.linalg.cross(a, b, dim=-2).norm(dim=-2)
     return torch.rad2deg(torch.atan2(sine, (a * b).sum(-2)))
 
 
 def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
-    """Rigid transform (..., 4, 4) from a rotation (..., 3, 3) and a translation (..., 3) in mm."""
+    """Rigid transform (..., 4, 4) from a rotation (..., 3, 3) and a translation (..., 3) in mm.
+
+    >>> a_to_b = rigid(rotation_about_z(90.0), torch.tensor([10.0, 20, 30]))
+    >>> a_to_b @ torch.tensor([1.0, 0, 0, 1]).double()
+    tensor([10., 21., 30.,  1.], dtype=torch.float64)
+    """
     top = torch.cat([rotation, translation.unsqueeze(-1)], dim=-1)
     bottom = torch.zeros_like(top[..., :1, :])
     bottom[..., 3] = 1
@@ -194,18 +223,32 @@ def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
 
 
 def no_head(pose: Tensor) -> Tensor:
-    """Which of the poses (batch, 4, 4) say by NaN that there is no head, (batch,) bool."""
+    """Which of the poses (batch, 4, 4) say by NaN that there is no head, (batch,) bool.
+
+    >>> no_head(torch.stack([torch.eye(4), torch.full((4, 4), torch.nan)]))
+    tensor([False,  True])
+    """
     return pose.flatten(1).isnan().any(1)
 
 
 def invert_rigid(a_to_b: Tensor) -> Tensor:
-    """``b_to_a`` of a rigid transform (..., 4, 4)."""
+    """``b_to_a`` of a rigid transform (..., 4, 4).
+
+    >>> a_to_b = rigid(rotation_about_z(90.0), torch.tensor([10.0, 20, 30]))
+    >>> (invert_rigid(a_to_b) @ a_to_b).round().equal(torch.eye(4).double())
+    True
+    """
     rotation = a_to_b[..., :3, :3].mT
     return rigid(rotation, -(rotation @ a_to_b[..., :3, 3:]).squeeze(-1))
 
 
 def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
-    """Raise ValueError, naming ``name``, unless ``a_to_b`` (4, 4) is rigid with det +1."""
+    """Raise ValueError, naming ``name``, unless ``a_to_b`` (4, 4) is rigid with det +1.
+
+    >>> check_rigid(torch.diag(torch.tensor([-1.0, 1, 1, 1])), "a mirror")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: a mirror: expected a rigid transform with det +1, got det -1.0000 ...
+    """
     if a_to_b.shape != (4, 4) or not torch.isfinite(a_to_b).all():
         raise ValueError(f"{name}: expected a finite 4 x 4 matrix, got {a_to_b.tolist()}")
     rotation = a_to_b[:3, :3]
@@ -219,7 +262,11 @@ def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
 
 
 def voxel_to_grid(shape: Sequence[int], spacing_mm: float) -> Tensor:
-    """(4, 4) from voxel indices of a volume of ``shape`` (3) to mm in its grid frame."""
+    """(4, 4) from voxel indices of a volume of ``shape`` (3) to mm in its grid frame.
+
+    >>> voxel_to_grid((3, 3, 3), 4.0) @ torch.tensor([0.0, 1, 2, 1]).double()
+    tensor([-4.,  0.,  4.,  1.], dtype=torch.float64)
+    """
     matrix = torch.eye(4, dtype=torch.float64) * spacing_mm
     matrix[:3, 3] = -spacing_mm * (torch.tensor(list(shape), dtype=torch.float64) - 1) / 2
     matrix[3, 3] = 1
@@ -227,7 +274,12 @@ def voxel_to_grid(shape: Sequence[int], spacing_mm: float) -> Tensor:
 
 
 def grid_points(shape: Sequence[int], spacing_mm: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Broadcastable x (n, 1, 1), y (1, n, 1), z (1, 1, n) of the voxel centres, mm, grid frame."""
+    """Broadcastable x (n, 1, 1), y (1, n, 1), z (1, 1, n) of the voxel centres, mm, grid frame.
+
+    >>> x, y, z = grid_points((2, 3, 1), 4.0)
+    >>> x.flatten(), y.flatten(), z.flatten()
+    (tensor([-2.,  2.]), tensor([-4.,  0.,  4.]), tensor([0.]))
+    """
     x, y, z = (spacing_mm * (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) for n in shape)
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
@@ -237,6 +289,10 @@ def grid_to_world(affine: Tensor, shape: Sequence[int], spacing_mm: float) -> Te
 
     Raises ValueError unless the volume is isotropic, right-handed and without shear, which the
     resampling to the working grid guarantees.
+
+    >>> affine = torch.diag(torch.tensor([4.0, 4, 4, 1]))  # the first voxel at the world's origin
+    >>> grid_to_world(affine, (3, 3, 3), 4.0)[:3, 3]  # the middle one, where the grid's origin is
+    tensor([4., 4., 4.], dtype=torch.float64)
     """
     affine = torch.as_tensor(affine, dtype=torch.float64)
     matrix = affine @ torch.linalg.inv(voxel_to_grid(shape, spacing_mm))
@@ -257,6 +313,13 @@ def head_to_grid(
     scale may differ between the head's own axes, which are then still its axes.
 
     Raises ValueError if ``affine`` shears the head.
+
+    >>> head_to_world = rigid(torch.eye(3), torch.tensor([-4.0, 4, 4]))  # at the volume's middle
+    >>> mirrored = torch.diag(torch.tensor([-4.0, 4, 4, 1]))
+    >>> pose = head_to_grid(mirrored, (3, 3, 3), 4.0, head_to_world)
+    >>> check_rigid(pose, "the pose of the mirrored head")
+    >>> pose.diagonal()[:3], pose[:3, 3]
+    (tensor([1., 1., 1.], dtype=torch.float64), tensor([0., 0., 0.], dtype=torch.float64))
     """
     affine = torch.as_tensor(affine, dtype=torch.float64)
     world_to_grid = voxel_to_grid(shape, spacing_mm) @ torch.linalg.inv(affine)
@@ -274,6 +337,12 @@ def landmarks_to_pose(brain: Tensor, left_eye: Tensor, right_eye: Tensor) -> Ten
     The line from the brain's centre to the point between the eyes lies about 30 degrees below the
     head's horizontal plane (Hoffmann et al., IJIMA 2021), so the frame that it spans is pitched up
     by that angle. Raises ValueError for coincident or collinear landmarks.
+
+    >>> brain = torch.tensor([0.0, 0, 0])
+    >>> left_eye, right_eye = torch.tensor([-20.0, 40, 0]), torch.tensor([20.0, 40, 0])
+    >>> pose = landmarks_to_pose(brain, left_eye, right_eye)
+    >>> axis_angles_deg(pose[:3, :3], torch.eye(3)).round()  # pitched up by 30 degrees
+    tensor([ 0., 30., 30.])
     """
     right = right_eye - left_eye
     forward = (left_eye + right_eye) / 2 - brain
