@@ -111,7 +111,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint federated-setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov
 
 # Server and clients as processes with mutual TLS, one killed in a round: some minutes.
 test-federated: federated-setup
