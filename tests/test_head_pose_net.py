@@ -424,3 +424,12 @@ def test_space_to_channels_round_trip():
     assert blocks.shape == (2, 24, 2, 3, 4)
     torch.testing.assert_close(blocks[1, 8:16, 1, 2, 0], x[1, 1, 2:4, 4:6, 0:2].flatten())
     assert channels_to_space(blocks).equal(x)
+
+
+@pytest.mark.parametrize("name", ["localizer", "rotation", "landmarks"])
+def test_parts_are_not_exchanged_behind_the_chain(name):
+    net = tiny_net()
+    with pytest.raises(AttributeError, match=f"{name} is a part of the chain: build"):
+        setattr(net, name, nn.Identity())
+    net.maps_dropout = 0.5
+    assert getattr(net, name) is not None or name == "landmarks"

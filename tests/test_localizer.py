@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
+from torch import nn
 from torch.nn import functional
 
-from scripts.network.localizer import Localizer, channels_to_space, space_to_channels
+from scripts.network.localizer import (
+    Localizer,
+    SmallVolumeConv,
+    channels_to_space,
+    space_to_channels,
+)
 from scripts.training.precision import TrainingInferer
 
 
@@ -23,6 +29,27 @@ def test_the_unet_is_monais(shape, batch):
         expected = expected[..., : shape[0], : shape[1], : shape[2]]
         torch.testing.assert_close(net(volume), expected, atol=1e-4, rtol=1e-4)
     assert net.state_dict().keys() == BasicUNet(3, upsample="nontrainable").state_dict().keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 8, 20, 18, 16), (1, 8, 60, 60, 8), (2, 8, 9, 10, 11)])
+def test_one_small_volume_by_onednn_is_convolved_alike(shape, taps, monkeypatch):
+    conv = SmallVolumeConv(8, 16, taps, padding=taps // 2).eval()
+    called = []
+    onednn = torch.mkldnn_convolution
+    monkeypatch.setattr(
+        torch, "mkldnn_convolution", lambda *given: called.append(len(given)) or onednn(*given)
+    )
+    x = torch.randn(shape)
+    expected = nn.Conv3d.forward(conv, x)
+    torch.testing.assert_close(conv(x), expected, atol=1e-4, rtol=1e-4)
+    assert len(called) == (shape == (1, 8, 20, 18, 16))
+    torch.testing.assert_close(torch.jit.script(conv)(x), expected, atol=1e-4, rtol=1e-4)
+    called.clear()
+    torch.testing.assert_close(conv.double()(x.double()).float(), expected, atol=1e-4, rtol=1e-4)
+    conv.float().train()(x)
+    assert not called  # double precision and training go torch's own way
 
 
 def test_gradients_in_bfloat16_whatever_memory_holds():

@@ -383,6 +383,13 @@ def some_cubes(batch=3, n=4) -> Cube:
     return Cube(10 * torch.randn(batch, n, 3), 80 + 20 * torch.rand(batch, n), turns)
 
 
+def test_the_densest_place_without_a_frame_is_no_head():
+    cube = along_grid(torch.zeros(2, 1, 3), torch.ones(2, 1))
+    cube.rotation[1, 0] = torch.nan
+    first = first_poses(cube, torch.ones(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    assert DensestPlace()(torch.zeros(2, 1, 8, 8, 8), first).found.tolist() == [True, False]
+
+
 def test_the_densest_place_is_taken_as_it_is():
     cube, density = some_cubes(), torch.rand(3, 4)
     counts = torch.rand(3, 4) > 0.5
