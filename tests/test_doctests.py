@@ -13,6 +13,8 @@ MODULES = (
     "data.transforms",
     "data.volumes",
     "evaluation.metrics",
+    "files",
+    "labels",
 )
 
 

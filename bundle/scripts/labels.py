@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
 BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
+
+
+class Status(StrEnum):
+    """What inference says of a volume, as the words that stand in ``<case>_pose.json``.
+
+    >>> import json
+    >>> json.dumps({"status": Status.NO_HEAD}), Status("ok").usable, Status.EMPTY.usable
+    ('{"status": "no_head"}', True, False)
+    """
+
+    OK = "ok"
+    UNCERTAIN = "uncertain"  # there is a pose, of low confidence
+    NO_HEAD = "no_head"
+    UNREADABLE = "unreadable"
+    NOT_3D = "not_3d"
+    NOT_FINITE = "not_finite"
+    EMPTY = "empty"  # without contrast
+
+    @property
+    def usable(self) -> bool:
+        """Whether the volume could be looked at."""
+        return self in (Status.OK, Status.UNCERTAIN, Status.NO_HEAD)
 
 
 def check_label(label: MetaTensor, image: MetaTensor) -> None:
@@ -24,6 +48,3 @@ def check_label(label: MetaTensor, image: MetaTensor) -> None:
     if not known.all():
         found = torch.unique(values).tolist()
         raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")
-
-
-USABLE = ("ok", "uncertain", "no_head")  # statuses of volumes that could be looked at

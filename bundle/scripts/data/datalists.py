@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from monai.data import Dataset
 
+from ..labels import Status
 from .transforms import world_pose
 from .volumes import VolumeError
 
@@ -125,7 +126,7 @@ class CaseDataset(Dataset):
 
     def _transform(self, index: int) -> dict[str, Any]:
         entry = self.data[index]
-        item = {"path": entry["image"], "case": entry["case"], "status": "ok", "message": ""}
+        item = {"path": entry["image"], "case": entry["case"], "status": Status.OK, "message": ""}
         try:
             image = super()._transform(index)["image"]
             item["affine"] = torch.as_tensor(image.affine)

@@ -18,7 +18,7 @@ from monai.transforms import (
     Spacingd,
 )
 
-from ..labels import UNKNOWN, check_label
+from ..labels import UNKNOWN, Status, check_label
 
 Data = dict[Hashable, Any]
 
@@ -26,11 +26,10 @@ Data = dict[Hashable, Any]
 class VolumeError(ValueError):
     """A volume that no pose can be told from.
 
-    ``status`` is the word that stands in the output file: "unreadable", "not_3d", "not_finite" or
-    "empty". The message names the file.
+    ``status`` says why: unreadable, not_3d, not_finite or empty. The message names the file.
     """
 
-    def __init__(self, status: str, message: str) -> None:
+    def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status = status
 
@@ -81,17 +80,17 @@ class LoadVolumed(MapTransform):
                 affine = np.asarray(source.affine, dtype=np.float64)
             except Exception as error:  # nibabel raises many types for a broken file
                 message = f"{path}: cannot be read as NIfTI: {error}"
-                raise VolumeError("unreadable", message) from error
+                raise VolumeError(Status.UNREADABLE, message) from error
             if values.ndim == 4 and values.shape[3] == 1:
                 values = values[..., 0]
             if values.ndim != 3 or min(values.shape) < 2:
                 raise VolumeError(
-                    "not_3d", f"{path}: expected one 3D volume, got shape {values.shape}"
+                    Status.NOT_3D, f"{path}: expected one 3D volume, got shape {values.shape}"
                 )
             if not np.isfinite(values).all():
-                raise VolumeError("not_finite", f"{path}: has voxels that are NaN or infinite")
+                raise VolumeError(Status.NOT_FINITE, f"{path}: has voxels that are NaN or infinite")
             if not abs(np.linalg.det(affine[:3, :3])) > 1e-6:
-                raise VolumeError("unreadable", f"{path}: singular affine {affine.tolist()}")
+                raise VolumeError(Status.UNREADABLE, f"{path}: singular affine {affine.tolist()}")
             meta = {"affine": torch.from_numpy(affine), "filename_or_obj": str(path)}
             d[key] = MetaTensor(torch.from_numpy(values).unsqueeze(0), meta=meta)
         return d
@@ -145,7 +144,7 @@ class ToWorkingGridd(MapTransform):
         image = d[self.image_key]
         name = image.meta.get("filename_or_obj", "volume")
         if image.min() == image.max():
-            raise VolumeError("empty", f"{name}: every voxel is {image.min().item():g}")
+            raise VolumeError(Status.EMPTY, f"{name}: every voxel is {image.min().item():g}")
         if self.label_key and self.label_key in d:
             check_label(d[self.label_key], image)
         # a Gaussian whose width is half of what the coarser grid averages over
@@ -161,7 +160,7 @@ class ToWorkingGridd(MapTransform):
         # numpy's partial sort: torch.quantile sorts everything and takes ten times as long.
         low, high = np.percentile(values[shown], [0.5, 99.5])
         if high - low <= 1e-5 * max(abs(low), abs(high)):  # no range that could be scaled to [0, 1]
-            raise VolumeError("empty", f"{name}: 99 % of the voxels have one value")
+            raise VolumeError(Status.EMPTY, f"{name}: 99 % of the voxels have one value")
         scale = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
         d[self.image_key] = scale(d[self.image_key])
         if self.label_key and self.label_key not in d:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..files import replacing, write_text
 from ..geometry import grid_to_world
-from ..labels import USABLE
+from ..labels import Status
 from .drawing import draw_pose
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class PoseWriter:
     ) -> None:
         self.output_dir, self.spacing_mm, self.pictures = Path(output_dir), spacing_mm, pictures
         self.uncertain_below = uncertain_below
-        self._statuses: list[str] = []
+        self._statuses: list[Status] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._statuses.clear())
@@ -60,7 +60,7 @@ class PoseWriter:
             result = {key: values[k].cpu() for key, values in prediction.items()}
             self._statuses.append(self._write(item, result))
 
-    def _write(self, item: dict[str, Any], result: dict[str, Tensor]) -> str:
+    def _write(self, item: dict[str, Any], result: dict[str, Tensor]) -> Status:
         record: dict[str, Any] = {
             "case": item["case"],
             "status": item["status"],
@@ -70,7 +70,7 @@ class PoseWriter:
             "message": item["message"],
         }
         pose = None
-        if record["status"] == "ok":
+        if record["status"] == Status.OK:
             record["brain_volume_ml"] = round(result["brain_volume_ml"].item(), 2)
             if torch.isfinite(result["head_to_grid"]).all():
                 grid = grid_to_world(item["affine"], item["image"].shape[1:], self.spacing_mm)
@@ -78,13 +78,13 @@ class PoseWriter:
                 record["head_to_world"] = pose.tolist()
                 record["confidence"] = round(result["confidence"].item(), 4)
                 if record["confidence"] < self.uncertain_below:
-                    record["status"] = "uncertain"
+                    record["status"] = Status.UNCERTAIN
                     record["message"] = (
                         f"{item['path']}: confidence {record['confidence']} lies below "
                         f"{self.uncertain_below}: check the pose by eye, or scan again"
                     )
             else:
-                record["status"] = "no_head"
+                record["status"] = Status.NO_HEAD
                 record["message"] = (
                     f"{item['path']}: nothing looks enough like a brain; the most likely region "
                     f"has {record['brain_volume_ml']} ml"
@@ -93,10 +93,10 @@ class PoseWriter:
             logger.warning("%s: %s", record["status"], record["message"])
         base = self.output_dir / f"{item['case']}_pose"
         # the picture first: whoever sees the JSON file finds the picture beside it
-        if self.pictures and record["status"] in USABLE:
+        if self.pictures and Status(record["status"]).usable:
             self._draw(base.with_name(base.name + ".png"), item, result, pose, record)
         write_text(base.with_name(base.name + ".json"), json.dumps(record, indent=2) + "\n")
-        return record["status"]
+        return Status(record["status"])
 
     def _draw(
         self,
@@ -123,9 +123,10 @@ class PoseWriter:
             )
 
     def _conclude(self, engine: Engine) -> None:
-        counts = {status: self._statuses.count(status) for status in sorted(set(self._statuses))}
+        found = sorted(set(self._statuses))
+        counts = {str(status): self._statuses.count(status) for status in found}
         logger.info("%d volumes: %s; results in %s", len(self._statuses), counts, self.output_dir)
-        if not set(counts) & set(USABLE):
+        if not any(status.usable for status in found):
             raise RuntimeError(
                 f"no volume could be used: {counts}; the reasons are in {self.output_dir}"
             )
