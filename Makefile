@@ -10,7 +10,7 @@ PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["p
 PINNED_FEDERATED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["optional-dependencies"]["federated"], sep="\n")
 
-.PHONY: setup train weights test lint benchmark ablation package federated-setup federated test-federated
+.PHONY: setup train weights test lint benchmark ablation package federated-setup federated test-export test-federated
 
 setup: $(VENV)/.done
 
@@ -112,6 +112,10 @@ lint: setup
 
 test: lint federated-setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov
+
+# The shipped chain by torch.export, whole: two minutes.
+test-export: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_export.py
 
 # Server and clients as processes with mutual TLS, one killed in a round: some minutes.
 test-federated: federated-setup

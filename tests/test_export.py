@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import subprocess
 import sys
 
+import coverage
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -168,18 +170,31 @@ with torch.no_grad():
 """
 
 
+@contextlib.contextmanager
+def unmeasured():
+    """Line coverage makes torch's tracing several times slower; ``no_cover`` spares tests only."""
+    measuring = coverage.Coverage.current()
+    if measuring:
+        measuring.stop()
+    yield
+    if measuring:
+        measuring.start()
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A folder, TorchScript and torch.export of a small chain, volumes, and what it gives."""
     folder = tmp_path_factory.mktemp("exported")
     net = tiny_chain()
-    script, program = torch.jit.script(net), export_program(net)
+    with unmeasured():
+        script, program = torch.jit.script(net), export_program(net)
     given = volumes(folder)
     with torch.no_grad():
         expected = [net(volume) for volume in given]
     return folder, script, program, given, expected
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ["model.ts", "model.pt2"])
 def test_exported_files_work_without_this_code(exported, name):
     folder, script, program, given, expected = exported
@@ -200,6 +215,7 @@ def test_exported_files_work_without_this_code(exported, name):
     assert any(not pose.isnan().any() for pose in found)
 
 
+@pytest.mark.no_cover
 def test_onnx_of_any_batch_and_size(exported, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -244,7 +260,8 @@ def test_ckpt_export_and_inference_from_the_file(tmp_path):
     torch.testing.assert_close(*poses, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("form", ["script", "export"])
+@pytest.mark.no_cover
+@pytest.mark.parametrize("form", ["script", pytest.param("export", marks=pytest.mark.slow)])
 def test_the_shipped_chain_is_the_same(form, tmp_path):
     """With landmarks, whose search is a chain of choices: on a head, where they are clear."""
     net = declared_network(BUNDLE / "configs/inference.json", BUNDLE / "models/model.pt")
