@@ -111,9 +111,9 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint federated-setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov
 
-# The shipped chain by torch.export, whole: two minutes.
+# The shipped chain by torch.export, and ONNX with both passes: some minutes.
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_export.py
 
