@@ -12,6 +12,7 @@ from chains import (
     TOLERANCE,
     Blind,
     Intensity,
+    Recorder,
     heads,
     in_a_large_volume,
     intensity_as_logits,
@@ -276,20 +277,6 @@ def test_an_image_alone_is_all_that_one_channel_sees():
     expected = chain.rotation(sample_cubes(volume, cube, 8, 4.0)[:, 0])
     for maps in (torch.zeros(1, 2, *volume.shape[2:]), torch.rand(1, 2, *volume.shape[2:])):
         assert chain.axis_field(volume, maps, cube).equal(expected)
-
-
-class Recorder(nn.Module):
-    """Rotation network that keeps the crops it is given."""
-
-    in_channels = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.crops: list[torch.Tensor] = []
-
-    def forward(self, crop):
-        self.crops.append(crop)
-        return torch.ones(len(crop), 3, 3, 1, 1, 1)
 
 
 def test_the_crop_shows_the_image_and_the_probabilities():

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from chains import TINY, TINY_CHAIN, heads, tiny_net
+from chains import TINY, TINY_CHAIN, Recorder, heads, tiny_net
 from conftest import BUNDLE
 from scripts.cubes import Cube, along_grid, sample_cubes
 from scripts.network import E3CNN, HeadPoseNet, LandmarkNet
@@ -351,20 +351,6 @@ def test_train_and_eval_agree():
     for a, b, c in zip(trained[:2], evaluated[:2], cached[:2], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
         assert b.equal(c)
-
-
-class Recorder(nn.Module):
-    """Rotation network that keeps the crops it is given."""
-
-    in_channels = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.crops: list[torch.Tensor] = []
-
-    def forward(self, crop):
-        self.crops.append(crop)
-        return torch.ones(len(crop), 3, 3, 1, 1, 1)
 
 
 EIGHT = along_grid(torch.zeros(8, 1, 3), torch.full((8, 1), 40.0))

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from ..data.datalists import datalist
 from ..files import replacing
+from ..network.head_pose_net import PARTS
 from ..training.optimization import go_to_step
 
 logger = logging.getLogger(__name__)
 
 BUNDLE_ROOT = Path(__file__).parents[2]
-PARTS = ("localizer", "rotation", "landmarks")
 SHARES = ("all", *PARTS)
 BEST, LAST, HISTORY = "model.pt", "last.pt", "rounds.json"
 # what a federation decides; a site's own settings or a job's overrides may not
