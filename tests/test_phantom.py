@@ -27,7 +27,7 @@ from scripts.simulation.anatomy import (
     eye_distance_mm,
     occipitofrontal_mm,
 )
-from scripts.simulation.contrast import CONTRASTS
+from scripts.simulation.contrast import CONTRASTS, DRAWN, draw_intensities
 from scripts.simulation.shapes import Grid, WaveField, capsule, cover, ellipsoid
 
 FINE = {"voxel_mm": (2.0, 2.0, 2.0), "shape": (88, 88, 88)}
@@ -217,8 +217,20 @@ def test_contrasts(tiny_phantoms: list[Phantom]) -> None:
         assert phantom.contrast == contrast
         brain = phantom.label == 1
         skull = binary_dilation(brain, iterations=1) & (phantom.label == 0)
-        assert np.median(phantom.image[skull]) < 0.8 * np.median(phantom.image[brain])
-    assert {phantom.contrast for phantom in tiny_phantoms} == set(CONTRASTS)
+        if contrast != "random":  # which may be anything
+            assert np.median(phantom.image[skull]) < 0.8 * np.median(phantom.image[brain])
+    assert {phantom.contrast for phantom in tiny_phantoms} == set(DRAWN)
+
+
+def test_random_contrast_is_log_uniform_and_blood_is_bright_in_bssfp() -> None:
+    random = np.random.RandomState(0)
+    drawn = np.array([list(draw_intensities(random, "random").values()) for _ in range(100)])
+    assert 0.1 <= drawn.min() < 0.11
+    assert 2.9 < drawn.max() <= 3
+    assert np.median(drawn) == pytest.approx(np.sqrt(0.1 * 3), rel=0.1)
+    t2, bssfp = (draw_intensities(np.random.RandomState(1), kind) for kind in ("t2", "bssfp"))
+    assert 1 < bssfp["csf"] < t2["csf"]
+    assert t2["flowing blood"] < 0.5 < 1 < bssfp["flowing blood"]
 
 
 def test_head_is_inside_the_field_of_view() -> None:
@@ -239,9 +251,9 @@ def test_headless() -> None:
     assert phantom.image.max() > 0
 
 
-@pytest.mark.parametrize("age", [19.9, 38.1, float("nan")])
+@pytest.mark.parametrize("age", [17.9, 38.1, float("nan")])
 def test_bad_age(age: float) -> None:
-    with pytest.raises(ValueError, match=r"20\.\.38"):
+    with pytest.raises(ValueError, match=r"18\.\.38"):
         make_phantom(0, ga_weeks=age)
 
 
@@ -357,7 +369,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert 25 <= content["training"][0]["ga_weeks"] <= 26
     with pytest.raises(SystemExit):
         main([*arguments, "--ga_weeks", "10,26"])
-    assert "20..38" in capsys.readouterr().err
+    assert "18..38" in capsys.readouterr().err
 
 
 def test_distances_against_the_sphere() -> None:

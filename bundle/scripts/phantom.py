@@ -14,6 +14,7 @@ from .data.datalists import SECTIONS
 from .data.phantoms import DEFAULT_COUNTS, embedded_dataset, write_dataset
 from .simulation.anatomy import AGE_RANGE_WEEKS
 from .simulation.contrast import CONTRASTS
+from .simulation.stack import SEQUENCES
 from .simulation.volume import Phantom, PhantomGenerator, make_phantom
 
 __all__ = ["Phantom", "PhantomGenerator", "embedded_dataset", "make_phantom", "write_dataset"]
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ga_weeks", type=_numbers, default=AGE_RANGE_WEEKS, help="such as 20,38")
     parser.add_argument("--contrast", choices=CONTRASTS)
     parser.add_argument("--voxel_mm", type=_numbers, help="such as 6,6,6; drawn if not given")
+    parser.add_argument("--sequence", choices=(*SEQUENCES, "varied"), help="stacks with motion")
+    parser.add_argument("--coarsen", type=float, default=1.0, help="factor of the in-plane voxel")
     options = vars(parser.parse_args(arguments))
     if len(options["ga_weeks"]) != 2:
         parser.error("--ga_weeks takes two ages, such as 20,38")

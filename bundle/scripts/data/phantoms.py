@@ -35,6 +35,8 @@ def write_dataset(
     ga_weeks: tuple[float, float] = AGE_RANGE_WEEKS,
     contrast: str | None = None,
     voxel_mm: Sequence[float] | None = None,
+    sequence: str | None = None,
+    coarsen: float = 1.0,
     num_workers: int = 2,
 ) -> Path:
     """Write a MONAI datalist of phantoms; return the path of its dataset.json.
@@ -47,7 +49,7 @@ def write_dataset(
     training, validation, test : number of volumes of each section.
     headless_share : share in 0..1 of the training and validation volumes that show no head; their
         "head_to_world" is null.
-    ga_weeks, contrast, voxel_mm : see `PhantomGenerator`.
+    ga_weeks, contrast, voxel_mm, sequence, coarsen : see `PhantomGenerator`.
     num_workers : processes that make volumes.
 
     Raises
@@ -64,7 +66,9 @@ def write_dataset(
         raise ValueError(f"headless_share must lie in 0..1, got {headless_share}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-    generator = PhantomGenerator(ga_weeks, contrast, voxel_mm=voxel_mm)
+    generator = PhantomGenerator(
+        ga_weeks, contrast, voxel_mm=voxel_mm, sequence=sequence, coarsen=coarsen
+    )
     parameters: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
@@ -73,6 +77,8 @@ def write_dataset(
         "voxel_mm": None if voxel_mm is None else [float(v) for v in voxel_mm],
         "headless_share": float(headless_share),
     }
+    if sequence is not None:  # data sets of version 0.8 do not say it
+        parameters.update(sequence=sequence, coarsen=float(coarsen))
     files = DatasetFiles(Path(dataset_dir), "phantom", parameters)
     files.start()
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}

@@ -45,7 +45,8 @@ class HeadLandmarksd(MapTransform):
     """Add what the reference says of the head, in the grid frame of a volume on the working grid.
 
     ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
-    label does not show both. ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
+    label does not show both, unless the entry has ``left_eye_mm`` and ``right_eye_mm`` in the head
+    frame (of a brain cut out of its head, where the eyes would be). ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
     brain, see ``reference_cube``. For a volume without a head all is NaN but the side, which is
     the typical one. ``spacing_mm`` of the grid: by default the volume's affine tells it.
     """
@@ -72,6 +73,9 @@ class HeadLandmarksd(MapTransform):
             head = head_to_grid(image.affine, image.shape[1:], spacing_mm, pose)
             landmarks[0] = head[:3, 3]
             landmarks[1:] = _eyes(label, head, spacing_mm)
+            if landmarks.isnan().any() and d.get("left_eye_mm") is not None:
+                eyes = torch.tensor([d["left_eye_mm"], d["right_eye_mm"]], dtype=torch.float64)
+                landmarks[1:] = eyes @ head[:3, :3].T + head[:3, 3]
             cube = reference_cube(label == BRAIN, landmarks[0], spacing_mm, self.fill)
             center, side = cube.center_mm, cube.side_mm
         d.update(landmarks_mm=landmarks, brain_mm=center, brain_side_mm=side)

@@ -1,4 +1,4 @@
-"""Shape of the fetal head from 20 to 38 weeks, as implicit functions.
+"""Shape of the fetal head from 18 to 38 weeks, as implicit functions.
 
 Head frame: origin at the brain's centre of mass, +x right, +y anterior, +z superior, mm. The shapes
 are described in the model frame, which has the same axes and its origin at the cerebrum's centre:
@@ -13,7 +13,8 @@ import numpy as np
 
 from .shapes import Floats, Grid, WaveField, capsule, cover, ellipsoid, smooth_union
 
-AGE_RANGE_WEEKS = (20.0, 38.0)
+AGE_RANGE_WEEKS = (20.0, 38.0)  # by default
+KNOWN_WEEKS = (18.0, 38.0)
 _WEEKS = np.arange(14, 40)
 # Means by completed week, 14 to 39: Snijders and Nicolaides, Ultrasound Obstet Gynecol 1994.
 _BPD_MM = [28, 31, 34, 36, 39, 42, 45, 48, 51, 54, 57, 60, 63, 66, 69, 72]

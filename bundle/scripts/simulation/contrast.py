@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from .shapes import Floats, Grid, WaveField
 
-CONTRASTS = ("t2", "epi", "mixed")
+CONTRASTS = ("t2", "epi", "mixed", "bssfp", "random")
+DRAWN = CONTRASTS[:3]  # of which one is drawn where none is asked for
 
 # Range of the signal, relative to white matter, in T2-weighted HASTE and in T2*-weighted
 # fat-suppressed EPI. Chosen by eye, not measured: T2 from how fetal HASTE generally looks, EPI by
@@ -66,15 +67,25 @@ def draw_intensities(random: np.random.RandomState, contrast: str) -> dict[str, 
 
     Each is uniform in its range for "t2" and for "epi"; for "mixed" the two are interpolated in
     the logarithm with one weight, uniform in [0.15, 0.85], and each tissue is multiplied by a
-    log-normal factor of deviation 0.2.
+    log-normal factor of deviation 0.2. "bssfp" is "t2" with its contrast halved and bright blood:
+    balanced SSFP has T2 / T1. "random" is domain randomisation: every tissue is log-uniform in
+    [0.1, 3], so that no contrast is a surprise.
     """
-    weight = {"t2": 0.0, "epi": 1.0, "mixed": float(random.uniform(0.15, 0.85))}[contrast]
+    if contrast == "random":
+        return {tissue: float(np.exp(random.uniform(*np.log([0.1, 3])))) for tissue in TISSUES}
+    weights = {"t2": 0.0, "bssfp": 0.0, "epi": 1.0, "mixed": float(random.uniform(0.15, 0.85))}
+    weight = weights[contrast]
     intensities = {}
     for tissue, (t2, epi) in TISSUES.items():
         low, high, spread = np.log(random.uniform(*t2)), np.log(random.uniform(*epi)), 0.0
         if contrast == "mixed":
             spread = 0.2 * random.normal()
+        if contrast == "bssfp":
+            low *= 0.5
         intensities[tissue] = float(np.exp((1 - weight) * low + weight * high + spread))
+    if contrast == "bssfp":
+        for tissue in ("vein", "flowing blood", "heart"):
+            intensities[tissue] = float(random.uniform(1.2, 2.0))
     return intensities
 
 

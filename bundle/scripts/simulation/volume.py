@@ -15,12 +15,13 @@ import numpy as np
 from monai.transforms import Randomizable
 from numpy.typing import NDArray
 
-from .anatomy import AGE_RANGE_WEEKS, Head
-from .contrast import CONTRASTS, acquire, draw_intensities, sensitivity
+from .anatomy import AGE_RANGE_WEEKS, KNOWN_WEEKS, Head
+from .contrast import CONTRASTS, DRAWN, acquire, draw_intensities, sensitivity
 from .fetus import Fetus, random_rotation, rigid, rotation
 from .head import paint_head
 from .mother import Mother
 from .shapes import Canvas, Grid, WaveField
+from .stack import SEQUENCES, SliceMotion, draw_motion, draw_plan
 
 _AXES = ("LR", "PA", "IS")
 AXCODES = tuple(
@@ -30,6 +31,7 @@ AXCODES = tuple(
 )
 VOXEL_RANGE_MM = (1.0, 10.0)
 MAX_VOXELS = 1_700_000
+MAX_STACK_VOXELS = 7_000_000
 
 
 @dataclass
@@ -51,16 +53,33 @@ class Phantom:
     contrast: str
 
 
+@dataclass
+class Anatomy:
+    """What a phantom shows: world_from_mother and head_to_world are (4, 4), rigid, mm."""
+
+    ga_weeks: float
+    mother: Mother
+    world_from_mother: NDArray[np.float64]
+    fetus: Fetus
+    head_to_world: NDArray[np.float64]
+    texture: WaveField
+
+
 class PhantomGenerator(Randomizable):
     """Draws phantoms; all randomness comes from `self.R`.
 
     Parameters
     ----------
-    ga_weeks : range of gestational ages in weeks, uniform, within 20..38.
-    contrast : "t2", "epi" or "mixed"; None draws them with probability 0.25, 0.5 and 0.25.
+    ga_weeks : range of gestational ages in weeks, uniform, within 18..38.
+    contrast : one of ``contrast.CONTRASTS``; None draws "t2", "epi" and "mixed" with probability
+        0.25, 0.5 and 0.25, or what goes with the sequence.
     axcodes : orientation of the voxel axes, such as "LPS"; None draws one of the 48.
     voxel_mm : voxel size in mm along i, j, k, within 1..10; None draws it.
     shape : voxels along i, j, k; None draws a field of view.
+    sequence : "haste" or "bssfp", stacks of slices between which the head moves (stack.py); None
+        for volumes like EPI, at rest; "varied" draws HASTE (0.6), bSSFP (0.15) and volumes like
+        EPI (0.25), the contrast of all of the last and of a third of the others being "random".
+    coarsen : factor of the slices' in-plane voxel.
 
     Raises
     ------
@@ -75,8 +94,10 @@ class PhantomGenerator(Randomizable):
         axcodes: str | None = None,
         voxel_mm: Sequence[float] | None = None,
         shape: Sequence[int] | None = None,
+        sequence: str | None = None,
+        coarsen: float = 1.0,
     ) -> None:
-        low, high = AGE_RANGE_WEEKS
+        low, high = KNOWN_WEEKS
         if len(ga_weeks) != 2 or not low <= ga_weeks[0] <= ga_weeks[1] <= high:
             raise ValueError(f"ga_weeks must lie in {low:g}..{high:g} weeks, got {ga_weeks}")
         if contrast is not None and contrast not in CONTRASTS:
@@ -90,28 +111,37 @@ class PhantomGenerator(Randomizable):
             raise ValueError(f"voxel_mm must be 3 sizes in {VOXEL_RANGE_MM} mm, got {voxel_mm}")
         if shape is not None and (len(shape) != 3 or min(shape) < 1):
             raise ValueError(f"shape must be 3 positive numbers, got {shape}")
+        if sequence is not None and sequence not in (*SEQUENCES, "varied"):
+            known = (*SEQUENCES, "varied")
+            raise ValueError(f"sequence must be one of {known} or None, got {sequence!r}")
+        if not 1 <= coarsen <= 4:
+            raise ValueError(f"coarsen must lie in 1..4, got {coarsen}")
         self.ga_weeks = ga_weeks
         self.contrast = contrast
+        self.sequence, self.coarsen = sequence, coarsen
         self.axcodes = axcodes
         self.voxel_mm = voxel_mm
         self.shape = shape
 
     def __call__(self, head: bool = True) -> Phantom:
         """A new phantom; without `head` the uterus is empty and the label all 0."""
-        ga_weeks = float(self.R.uniform(*self.ga_weeks))
-        mother = Mother.draw(self.R, ga_weeks)
-        # The mother lies at up to +-20 degrees about each axis, her uterus off the isocentre.
-        lying = [rotation(axis, self.R.uniform(-20, 20)) for axis in range(3)]
-        world_from_mother = rigid(lying[0] @ lying[1] @ lying[2], self.R.uniform(-30, 30, size=3))
-        shape = Head.draw(self.R, ga_weeks)
-        fetus = Fetus.draw(self.R, shape)
-        head_to_world = self._place(mother, world_from_mother, fetus)
-        texture = WaveField.draw(self.R, 64, (10, 90), [1.0])
+        anatomy = self.draw_anatomy()
+        mother, world_from_mother = anatomy.mother, anatomy.world_from_mother
+        fetus, head_to_world, texture = anatomy.fetus, anatomy.head_to_world, anatomy.texture
+        shape, ga_weeks = fetus.head, anatomy.ga_weeks
         # One draw for everything that follows keeps the anatomy free of the acquisition's options.
-        contrast = str(self.R.choice(CONTRASTS, p=[0.25, 0.5, 0.25]))
+        contrast = str(self.R.choice(DRAWN, p=[0.25, 0.5, 0.25]))
+        sequence = self.sequence
+        if sequence == "varied":
+            draw = self.R.uniform()
+            sequence = "haste" if draw < 0.6 else "bssfp" if draw < 0.75 else None
+        if sequence is not None:
+            contrast = {"haste": "t2", "bssfp": "bssfp"}[sequence]
+        if self.sequence == "varied" and (sequence is None or self.R.uniform() < 1 / 3):
+            contrast = "random"
         contrast = self.contrast or contrast
         aim = head_to_world[:3, 3] if head else world_from_mother[:3, 3]
-        grid = self._draw_grid(aim, world_from_mother[:3, 3], shape.reach_mm, contrast)
+        grid = self._draw_grid(aim, world_from_mother[:3, 3], shape.reach_mm, contrast, sequence)
         tissue = draw_intensities(self.R, contrast)
 
         canvas = Canvas(grid, np.zeros(grid.shape, np.float32), texture.on_grid(grid, np.eye(4))[0])
@@ -121,10 +151,16 @@ class PhantomGenerator(Randomizable):
         mother.paint(canvas, world_from_mother, tissue, (fetus, head_to_world) if body else None)
         if body:
             fetus.paint(canvas, head_to_world, tissue)
-        if head:
+        gain = np.float32(1.0)
+        if head and sequence is None:
             _paint_head(canvas, label, fetus, head_to_world, tissue, texture)
-        coil = sensitivity(self.R, grid, world_from_mother[:3, 1], aim, contrast != "t2")
-        image = acquire(self.R, canvas.value, grid, coil)
+        elif head:
+            motion = draw_motion(self.R, grid.shape[2], _slices_with(grid, head_to_world, shape))
+            gain = motion.gain.astype(np.float32)
+            _paint_moving_head(canvas, label, fetus, head_to_world, motion, tissue, texture)
+        voids = contrast != "t2" and sequence is None
+        coil = sensitivity(self.R, grid, world_from_mother[:3, 1], aim, voids)
+        image = acquire(self.R, canvas.value * gain, grid, coil)
         # Scaled so that the brightest voxel is log-uniform in 500..3000.
         top = float(np.exp(self.R.uniform(np.log(500), np.log(3000))))
         image *= top / max(float(image.max()), 1e-6)
@@ -138,6 +174,19 @@ class PhantomGenerator(Randomizable):
             left_eye_mm=shape.eyes_mm[1] if head else None,
             contrast=contrast,
         )
+
+    def draw_anatomy(self) -> Anatomy:
+        """A mother and a fetus in her, to be painted on any grid."""
+        ga_weeks = float(self.R.uniform(*self.ga_weeks))
+        mother = Mother.draw(self.R, ga_weeks)
+        # The mother lies at up to +-20 degrees about each axis, her uterus off the isocentre.
+        lying = [rotation(axis, self.R.uniform(-20, 20)) for axis in range(3)]
+        world_from_mother = rigid(lying[0] @ lying[1] @ lying[2], self.R.uniform(-30, 30, size=3))
+        shape = Head.draw(self.R, ga_weeks)
+        fetus = Fetus.draw(self.R, shape)
+        head_to_world = self._place(mother, world_from_mother, fetus)
+        texture = WaveField.draw(self.R, 64, (10, 90), [1.0])
+        return Anatomy(ga_weeks, mother, world_from_mother, fetus, head_to_world, texture)
 
     def _place(
         self, mother: Mother, world_from_mother: NDArray[np.float64], fetus: Fetus
@@ -153,7 +202,12 @@ class PhantomGenerator(Randomizable):
         return rigid(turn, world_from_mother[:3, 3] + uterus @ (free * offset))
 
     def _draw_grid(
-        self, aim: NDArray[np.float64], uterus: NDArray[np.float64], reach_mm: float, contrast: str
+        self,
+        aim: NDArray[np.float64],
+        uterus: NDArray[np.float64],
+        reach_mm: float,
+        contrast: str,
+        sequence: str | None,
     ) -> Grid:
         """Voxel grid around the head, world mm.
 
@@ -164,7 +218,11 @@ class PhantomGenerator(Randomizable):
         """
         random = self.R
         kind = random.uniform()
-        if kind < 0.2:  # navigator: 3D EPI with 64 x 64 voxels
+        cut = 0.08
+        if sequence is not None:
+            plan = draw_plan(random, self.coarsen)
+            voxel, size, cut = plan.voxel_mm, plan.size, 0.2
+        elif kind < 0.2:  # navigator: 3D EPI with 64 x 64 voxels
             voxel = np.full(3, random.uniform(5.3, 6.3))
             size = np.array([64, 64, random.randint(24, 37)])
         else:  # slices: field of view uniform in 300..480 mm in plane, 110..300 mm across
@@ -180,8 +238,9 @@ class PhantomGenerator(Randomizable):
         if self.voxel_mm is not None:
             size = np.maximum(np.round(size * voxel / self.voxel_mm), 8).astype(int)
             voxel = np.asarray(self.voxel_mm, dtype=np.float64)
-        size[:2] = np.minimum(size[:2], 192)
-        size[2] = max(8, min(int(size[2]), MAX_VOXELS // int(size[0] * size[1])))
+        size[:2] = np.minimum(size[:2], 192 if sequence is None else 384)
+        most = MAX_VOXELS if sequence is None else MAX_STACK_VOXELS
+        size[2] = max(8, min(int(size[2]), most // int(size[0] * size[1])))
         if self.shape is not None:
             size = np.asarray(self.shape, dtype=int)
         axcodes = self.axcodes or AXCODES[random.randint(len(AXCODES))]
@@ -198,7 +257,7 @@ class PhantomGenerator(Randomizable):
         centre = (
             blend * aim + (1 - blend) * uterus + axes @ (random.normal(scale=0.08, size=3) * half)
         )
-        slack = half - reach_mm * (0.6 if random.uniform() < 0.08 else 1.0)
+        slack = half - reach_mm * (0.6 if random.uniform() < cut else 1.0)
         to_head = axes.T @ (aim - centre)
         inside = np.clip(to_head, -np.maximum(slack, 0), np.maximum(slack, 0))
         centre += axes @ (to_head - inside)
@@ -208,7 +267,7 @@ class PhantomGenerator(Randomizable):
         # Interleaved slices: every second one displaced, in a third of the EPI-like volumes.
         jump = axes @ (random.normal(size=3) * [1, 1, 0.3]) * random.uniform(0.2, 1.5)
         shift = None
-        if contrast != "t2" and random.uniform() < 0.33:
+        if sequence is None and contrast != "t2" and random.uniform() < 0.33:
             shift = np.where(np.arange(size[2])[:, None] % 2, 0.5, -0.5) * jump
         return Grid(affine, (int(size[0]), int(size[1]), int(size[2])), shift)
 
@@ -252,6 +311,37 @@ def _paint_head(
             marks[globe >= min(0.5, float(globe.max()))] = 2
 
 
+def _slices_with(grid: Grid, head_to_world: NDArray[np.float64], head: Head) -> NDArray[np.bool_]:
+    """(k,) which slices meet the head's skull."""
+    seen = np.zeros(grid.shape[2], bool)
+    box = grid.box(head_to_world[:3, 3], head.reach_mm)
+    if box is not None:
+        seen[box[2]] = True
+    return seen
+
+
+def _paint_moving_head(
+    canvas: Canvas,
+    label: NDArray[np.uint8],
+    fetus: Fetus,
+    head_to_world: NDArray[np.float64],
+    motion: SliceMotion,
+    tissue: dict[str, float],
+    texture: WaveField,
+) -> None:
+    """``_paint_head`` slice by slice, each with the head where it then is.
+
+    The head alone moves; the trunk and the mother are at rest.
+    """
+    for k in range(canvas.grid.shape[2]):
+        affine = canvas.grid.affine.copy()
+        affine[:3, 3] += k * affine[:3, 2]
+        one = Grid(affine, (*canvas.grid.shape[:2], 1))
+        part = Canvas(one, canvas.value[:, :, k : k + 1])
+        pose = motion.pose(k, head_to_world)
+        _paint_head(part, label[:, :, k : k + 1], fetus, pose, tissue, texture)
+
+
 def make_phantom(
     seed: int,
     ga_weeks: float | None = None,
@@ -260,12 +350,13 @@ def make_phantom(
     voxel_mm: Sequence[float] | None = None,
     shape: Sequence[int] | None = None,
     head: bool = True,
+    sequence: str | None = None,
 ) -> Phantom:
     """One phantom from a seed; for the arguments see `PhantomGenerator`.
 
     The same seed gives the same anatomy and pose with any contrast, orientation and voxel size.
     """
     ages = AGE_RANGE_WEEKS if ga_weeks is None else (ga_weeks, ga_weeks)
-    generator = PhantomGenerator(ages, contrast, axcodes, voxel_mm, shape)
+    generator = PhantomGenerator(ages, contrast, axcodes, voxel_mm, shape, sequence)
     generator.set_random_state(seed=seed)
     return generator(head)
