@@ -128,7 +128,7 @@ def test_a_volume_without_head_does_not_disturb_the_others():
     assert found.brain_volume_ml[0] == 0
     alone = net.predict(volume)
     for together, single in zip(found, alone, strict=True):
-        torch.testing.assert_close(together[1:], single)
+        torch.testing.assert_close(together[1:], single, equal_nan=True)
     tiny = E3PoseNet(net.localizer, net.rotation, crop_size=8, min_brain_ml=20.0)
     assert tiny.predict(volume).head_to_grid.isnan().all()
 

@@ -196,7 +196,7 @@ def geodesic_deg(a: Tensor, b: Tensor) -> Tensor:
         dim=-1,
     )
     trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.rad2deg(torch.atan2(axis.norm(dim=-1), trace - 1))
+    return torch.rad2deg(torch.atan2(torch.linalg.vector_norm(axis, dim=-1), trace - 1))
 
 
 def axis_angles_deg(a: Tensor, b: Tensor) -> Tensor:
@@ -245,6 +245,8 @@ def invert_rigid(a_to_b: Tensor) -> Tensor:
 def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
     """Raise ValueError, naming ``name``, unless ``a_to_b`` (4, 4) is rigid with det +1.
 
+    The last row has to be 0, 0, 0, 1, so that a matrix that was transposed is none.
+
     >>> check_rigid(torch.diag(torch.tensor([-1.0, 1, 1, 1])), "a mirror")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: a mirror: expected a rigid transform with det +1, got det -1.0000 ...
@@ -254,6 +256,12 @@ def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
     rotation = a_to_b[:3, :3]
     error = (rotation.mT @ rotation - torch.eye(3, dtype=a_to_b.dtype)).abs().max().item()
     det = torch.linalg.det(rotation).item()
+    bottom = a_to_b[3].tolist()
+    if max(abs(x - y) for x, y in zip(bottom, (0.0, 0.0, 0.0, 1.0), strict=True)) > tolerance:
+        raise ValueError(
+            f"{name}: the last row must be 0, 0, 0, 1, got {bottom}: is the matrix transposed? "
+            f"{a_to_b.tolist()}"
+        )
     if error > tolerance or det < 0:
         raise ValueError(
             f"{name}: expected a rigid transform with det +1, got det {det:.4f} and a deviation "

@@ -115,7 +115,8 @@ class E3PoseNet(nn.Module):
             pose = torch.where(found[:, None, None], pose, torch.nan)
             confidence = torch.where(found, confidence, torch.zeros_like(confidence))
         label = (BRAIN * brain + EYES * (label == EYES)).to(torch.uint8)
-        return Prediction(pose, confidence, volume_ml, label)
+        unknown = torch.full_like(confidence, torch.nan)
+        return Prediction(pose, confidence, volume_ml, label, unknown, unknown)
 
     def forward(
         self, volume: Tensor, cube: Cube | None = None, landmark_cubes: Tensor | None = None

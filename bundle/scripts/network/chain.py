@@ -26,6 +26,9 @@ class Prediction(NamedTuple):
     confidence: Tensor  # (batch,) in [0, 1]; 0 where there is no head
     brain_volume_ml: Tensor  # (batch,)
     label: Tensor  # (batch, 1, x, y, z) uint8: 1 the brain (its largest component), 2 eyes
+    # expected errors: 68 % of the poses lie within; NaN where there is no head or nothing tells it
+    rotation_sd_deg: Tensor  # (batch,)
+    translation_sd_mm: Tensor  # (batch,)
 
 
 class Places(NamedTuple):
@@ -149,6 +152,8 @@ class PoseChain(nn.Module):
             torch.where(surely, again.confidence, found.confidence),
             torch.where(surely, again.brain_volume_ml, found.brain_volume_ml),
             torch.where(surely[:, None, None, None, None], label, found.label),
+            torch.where(surely, again.rotation_sd_deg, found.rotation_sd_deg),
+            torch.where(surely, again.translation_sd_mm, found.translation_sd_mm),
         )
 
     def at(self, volume: Tensor, reference: Cube) -> Prediction:
@@ -269,6 +274,8 @@ class PoseChain(nn.Module):
             best.confidence.masked_fill(~best.found, 0.0),
             volume_ml,
             window(label, -start, places.size),
+            best.rotation_sd_deg.masked_fill(~best.found, float("nan")),
+            best.translation_sd_mm.masked_fill(~best.found, float("nan")),
         )
 
     def connected(self, mask: Tensor, voxel: Tensor) -> Tensor:

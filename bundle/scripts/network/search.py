@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..cubes import Cube, chosen, in_line, resized, sample_cubes
-from ..geometry import nearest_rotation
+from ..geometry import geodesic_deg, nearest_rotation
+from .expected_error import ExpectedError, Spread
 from .landmarks import LandmarkNet
+
+# not calibrated yet: 8 degrees and 4 mm, whatever the spread
+ROTATION_WEIGHTS = (2.08, 0.0, 0.0, 0.0, 0.0, 0.0)
+TRANSLATION_WEIGHTS = (1.39, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class FirstPoses(NamedTuple):
@@ -31,12 +36,24 @@ class Best(NamedTuple):
     cube: Cube  # (batch, 1)
     confidence: Tensor  # (batch,) in [0, 1]
     found: Tensor  # (batch,) bool: whether it is the pose of a head
+    rotation_sd_deg: Tensor  # (batch,) expected error, NaN where nothing tells it
+    translation_sd_mm: Tensor  # (batch,)
+
+
+class Corrected(NamedTuple):
+    """Cubes (batch, n) put in line with their landmarks, and how good they were before."""
+
+    cube: Cube
+    score: Tensor  # (batch, n) logit of a cube in line with the head
+    merit: Tensor  # (batch, n) the score, and how sharp the heat maps are
+    peak: Tensor  # (batch, n) logarithm of the heat maps' peaks
+    mirror_mm: Tensor  # (batch, n) distance of the landmarks from the mirror image's; else 0
 
 
 class DensestPlace(nn.Module):
     """The pose where the brain is densest, as the rotation network gives it.
 
-    The confidence is the agreement of the field's voxels.
+    The confidence is the agreement of the field's voxels; an expected error is not known.
     """
 
     def forward(self, volume: Tensor, first: FirstPoses) -> Best:
@@ -44,7 +61,8 @@ class DensestPlace(nn.Module):
         agreement, counts = first.agreement.gather(1, best), first.counts.gather(1, best)
         cube = chosen(first.cube, best)
         defined = ~cube.rotation.isnan().flatten(1).any(1)
-        return Best(cube, agreement[:, 0], counts[:, 0] & defined)
+        unknown = torch.full_like(agreement[:, 0], torch.nan)
+        return Best(cube, agreement[:, 0], counts[:, 0] & defined, unknown, unknown)
 
 
 class LandmarkSearch(nn.Module):
@@ -71,6 +89,7 @@ class LandmarkSearch(nn.Module):
     sharpness : weight of the heat maps' peaks, as logarithms, beside the score in the choice
         between cubes. Far out of line they tell better than the score whether landmarks are there.
     min_confidence : less confidence is no head (chosen on left-out fetuses, docs/performance.md)
+    rotation_weights, translation_weights : see ``expected_error.ExpectedError``
     """
 
     def __init__(
@@ -84,9 +103,12 @@ class LandmarkSearch(nn.Module):
         last_sizes: Sequence[float] = (0.87, 1.0, 1.15),
         sharpness: float = 8.0,
         min_confidence: float = 0.6,
+        rotation_weights: Sequence[float] = ROTATION_WEIGHTS,
+        translation_weights: Sequence[float] = TRANSLATION_WEIGHTS,
     ) -> None:
         super().__init__()
         self.landmarks = landmarks
+        self.expected_error = ExpectedError(rotation_weights, translation_weights)
         self.spacing_mm, self.typical_side_mm = float(spacing_mm), float(typical_side_mm)
         self.least_side_mm, self.sharpness = float(least_side_mm), float(sharpness)
         self.first_sizes, self.last_sizes = list(first_sizes), list(last_sizes)
@@ -106,31 +128,48 @@ class LandmarkSearch(nn.Module):
         counts = first.counts.repeat(1, len(self.first_sizes))
         cube, counts = self.best(volume, cube, counts, self.kept)
         one, found = self.best(volume, cube, counts, 1)
-        cube, score, _ = self.correct(volume, resized(one, self.last_sizes), True)
-        confidence = score.mean(1).sigmoid()
+        last = self.correct(volume, resized(one, self.last_sizes), True)
+        confidence = last.score.mean(1).sigmoid()
         mean = Cube(
-            cube.center_mm.mean(1, keepdim=True),
+            last.cube.center_mm.mean(1, keepdim=True),
             one.side_mm,
-            nearest_rotation(cube.rotation.sum(1, keepdim=True)),
+            nearest_rotation(last.cube.rotation.sum(1, keepdim=True)),
         )
-        return Best(mean, confidence, found[:, 0] & (confidence >= self.min_confidence))
+        spread = self.spread(last, mean)
+        rotation_sd_deg, translation_sd_mm = self.expected_error(spread)
+        return Best(
+            mean,
+            confidence,
+            found[:, 0] & (confidence >= self.min_confidence),
+            rotation_sd_deg,
+            translation_sd_mm,
+        )
+
+    def spread(self, last: Corrected, mean: Cube) -> Spread:
+        """How far the last cubes (batch, n) lie from their mean (batch, 1)."""
+        apart_deg = geodesic_deg(mean.rotation.expand_as(last.cube.rotation), last.cube.rotation)
+        return Spread(
+            apart_deg.square().mean(1).sqrt(),
+            last.mirror_mm.mean(1),
+            last.score.mean(1),
+            last.peak.mean(1),
+            mean.side_mm[:, 0],
+        )
 
     def best(self, volume: Tensor, cube: Cube, counts: Tensor, number: int) -> tuple[Cube, Tensor]:
         """The ``number`` best of the cubes (batch, n), corrected, and which of them count.
 
         Those that do not count, because no brain was seen there, come last.
         """
-        cube, _, merit = self.correct(volume, cube, False)
-        merit = merit.masked_fill(~counts, -1e4)
+        corrected = self.correct(volume, cube, False)
+        merit = corrected.merit.masked_fill(~counts, -1e4)
         index = merit.topk(min(number, merit.shape[1]), dim=1).indices
-        return chosen(cube, index), counts.gather(1, index)
+        return chosen(corrected.cube, index), counts.gather(1, index)
 
-    def correct(self, volume: Tensor, cube: Cube, mirrored: bool) -> tuple[Cube, Tensor, Tensor]:
+    def correct(self, volume: Tensor, cube: Cube, mirrored: bool) -> Corrected:
         """The cubes (batch, n) put in line with their landmarks, and how good they were before.
 
-        The score (batch, n) is the logit of a cube in line with the head; the merit (batch, n)
-        adds how sharp the heat maps are. With ``mirrored`` the mirror images of the cubes count as
-        well.
+        With ``mirrored`` the mirror images of the cubes count as well.
         """
         shown = sample_cubes(volume, cube, self.landmarks.crop_size, self.spacing_mm)
         shape = [shown.shape[0], shown.shape[1]]
@@ -141,13 +180,20 @@ class LandmarkSearch(nn.Module):
         found = self.landmarks(shown)
         peak = found.heatmap.flatten(2).log_softmax(2).amax(2).mean(1)
         point, score = found.point, found.score
-        merit = score + self.sharpness * peak
+        mirror = torch.zeros_like(peak[:count])
         if mirrored:
             # the mirror image of the left eye is a right eye
             back = point[count:].index_select(1, torch.tensor([0, 2, 1], device=point.device))
             back = back * torch.tensor([-1.0, 1.0, 1.0], dtype=point.dtype, device=point.device)
+            mirror = torch.linalg.vector_norm(point[:count] - back, dim=2).mean(1)
             point = (point[:count] + back) / 2
             score = (score[:count] + score[count:]) / 2
-            merit = (merit[:count] + merit[count:]) / 2
-        better = in_line(cube, point.unflatten(0, shape))
-        return better, score.unflatten(0, shape), merit.unflatten(0, shape)
+            peak = (peak[:count] + peak[count:]) / 2
+        merit = score + self.sharpness * peak
+        return Corrected(
+            in_line(cube, point.unflatten(0, shape)),
+            score.unflatten(0, shape),
+            merit.unflatten(0, shape),
+            peak.unflatten(0, shape),
+            mirror.unflatten(0, shape) * cube.side_mm,
+        )
