@@ -1,0 +1,115 @@
+"""Fit the expected error of a pose to data sets that the weights were not trained on.
+
+From the bundle's folder:
+
+    python -m scripts.calibrate --fit A B --check C D [--ckpt_file models/model.pt]
+
+prints the weights for ``ROTATION_WEIGHTS`` and ``TRANSLATION_WEIGHTS`` of ``network/search.py``
+and, for every data set, the share of the errors within one and two standard deviations. Each data
+set counts alike; their "test" sections are taken. Poses that are refused do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .data.datalists import datalist
+from .data.transforms import HeadToGridd
+from .data.volumes import LoadVolumed, ToWorkingGridd
+from .evaluation.calibration import WITHIN, Looked, coverage, features_of, fit
+from .evaluation.tables import aligned
+from .export import declared_network
+from .geometry import geodesic_deg
+from .network.chain import PoseChain
+
+ROOT = Path(__file__).parents[1]
+
+
+def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) -> Looked:
+    """Features and errors of every head that is found in a section.
+
+    ValueError, naming the data set, where none is.
+    """
+    load = LoadVolumed("image")
+    to_grid = ToWorkingGridd(label_key=None, spacing_mm=chain.spacing_mm)
+    with_pose = HeadToGridd(spacing_mm=chain.spacing_mm)
+    features, degrees, mm = [], [], []
+    for entry in tqdm(datalist(dataset_dir, section), desc=str(dataset_dir), unit="volume"):
+        if entry["head_to_world"] is None:
+            continue
+        data: Any = {key: entry[key] for key in ("image", "head_to_world", "subject")}
+        item = with_pose(to_grid(load(data)))
+        row, found = features_of(chain, item["image"].as_tensor()[None])
+        pose, truth = found.head_to_grid[0], item["head_to_grid"]
+        if torch.isfinite(pose).all():
+            features.append(row)
+            degrees.append(geodesic_deg(pose[:3, :3], truth[:3, :3]).item())
+            mm.append((pose[:3, 3] - truth[:3, 3]).norm().item())
+    if not features:
+        raise ValueError(f"{dataset_dir}: no head is found in its {section} section")
+    return Looked(np.array(features), np.array(degrees), np.array(mm))
+
+
+def calibrate(
+    to_fit: Sequence[str | os.PathLike[str]],
+    to_check: Sequence[str | os.PathLike[str]] = (),
+    section: str = "test",
+    ckpt_file: str | os.PathLike[str] = ROOT / "models/model.pt",
+) -> tuple[list[list[float]], list[list[str]]]:
+    """Weights of rotation and translation, and rows of the table of all data sets."""
+    chain = declared_network(ROOT / "configs/inference.json", ckpt_file).plain()
+    looked = {str(name): look(chain, name, section) for name in (*to_fit, *to_check)}
+    fitted = [looked[str(name)] for name in to_fit]
+    features = np.concatenate([part.features for part in fitted])
+    counts = np.concatenate(
+        [np.full(len(part.features), 1 / len(part.features)) for part in fitted]
+    )
+    weights = [
+        fit(features, np.concatenate(errors), counts).round(3).tolist()
+        for errors in (
+            [part.rotation_deg for part in fitted],
+            [part.translation_mm for part in fitted],
+        )
+    ]
+    rows = []
+    for name, part in looked.items():
+        row = [Path(name).name, str(len(part.features))]
+        for which, errors in zip(weights, (part.rotation_deg, part.translation_mm), strict=True):
+            row += [f"{100 * share:.0f}" for share in coverage(which, part.features, errors)]
+        rows.append(row)
+    return weights, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.calibrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--fit", nargs="+", required=True, metavar="DATASET_DIR")
+    parser.add_argument("--check", nargs="*", default=[], metavar="DATASET_DIR")
+    parser.add_argument("--section", default="test")
+    parser.add_argument("--ckpt_file", default=ROOT / "models/model.pt")
+    options = parser.parse_args(arguments)
+    try:
+        weights, rows = calibrate(options.fit, options.check, options.section, options.ckpt_file)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    print("ROTATION_WEIGHTS =", tuple(weights[0]))
+    print("TRANSLATION_WEIGHTS =", tuple(weights[1]))
+    print(f"share of the errors in %; {100 * WITHIN:.0f} and 95 are right")
+    title = ["", "n", "1 sd, degrees", "2 sd", "1 sd, mm", "2 sd"]
+    print(aligned([title, *rows]))
+
+
+if __name__ == "__main__":
+    main()
