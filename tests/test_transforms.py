@@ -131,7 +131,7 @@ def board_left(tmp_path):
 def test_fine_pattern_does_not_alias(tmp_path, monkeypatch):
     assert board_left(tmp_path) < 0.03
     # without the smoothing every fourth voxel has the same sign, and one half looks brighter
-    monkeypatch.setattr(transforms, "GaussianSmooth", lambda sigma: lambda image: image)
+    monkeypatch.setattr(transforms, "smoothed", lambda values, sigma: values)
     assert board_left(tmp_path) > 0.2
 
 
@@ -188,7 +188,7 @@ def test_labels_other_than_the_three_are_refused(value):
 def _write_bad(path, what, volume):
     """Write one kind of broken file."""
     if what in ("nan", "infinite"):
-        volume[3, 4, 5] = np.nan if what == "nan" else -np.inf
+        volume[3:9, 4:9, 5:9] = np.nan if what == "nan" else -np.inf
     good = {
         "nan": volume,
         "infinite": volume,
@@ -363,3 +363,32 @@ def test_a_cube_without_a_brain_stands_at_the_pose(head, value):
     assert not torch.equal(jittered["center_mm"], d["center_mm"])
     # the jitter does not write into the pose
     assert torch.equal(d["center_mm"], head["head_to_grid"][:3, 3])
+
+
+@pytest.mark.parametrize("voxel_mm", [30.0, 300.0])
+def test_a_field_of_view_that_no_memory_holds_is_refused(tmp_path, volume, voxel_mm):
+    path = save_nifti(tmp_path / "wide.nii", volume, np.diag([voxel_mm, voxel_mm, voxel_mm, 1]))
+    wide = np.array(volume.shape) * voxel_mm
+    if voxel_mm == 300:
+        with pytest.raises(VolumeError, match=rf"wide\.nii: voxels of 300.*{wide[0]:g}") as caught:
+            to_grid({"image": path}, label_key=None)
+        assert caught.value.status == "unreadable"
+        assert "too large for a uterus" in caught.value.warnings[-1]
+    else:
+        assert to_grid({"image": path}, label_key=None)["image"].numel() < 8_000_000
+
+
+def test_wide_padding_is_cut_where_the_grid_would_be_too_large(tmp_path, volume, monkeypatch):
+    """The pose in the world is that of the volume without padding."""
+    affine = make_affine("PIL", (3.0, 3.0, 4.0), 15.0, volume.shape)
+    plain = to_grid({"image": save_nifti(tmp_path / "a.nii", volume, affine)}, label_key=None)
+    wide_affine = affine.copy()
+    wide_affine[:3, 3] -= affine[:3, :3] @ [40, 40, 40]
+    path = save_nifti(tmp_path / "b.nii", np.pad(volume, 40), wide_affine)
+    kept = to_grid({"image": path}, label_key=None)["image"]
+    monkeypatch.setattr(transforms, "MAX_GRID_VOXELS", 20_000)
+    cut = to_grid({"image": path}, label_key=None)["image"]
+    assert kept.numel() > 20_000 > cut.numel()
+    assert cut.shape == plain["image"].shape
+    torch.testing.assert_close(cut.as_tensor(), plain["image"].as_tensor())
+    np.testing.assert_allclose(cut.affine, plain["image"].affine, atol=1e-4)

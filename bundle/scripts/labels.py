@@ -26,6 +26,7 @@ class Status(StrEnum):
     NOT_3D = "not_3d"
     NOT_FINITE = "not_finite"
     EMPTY = "empty"  # without contrast
+    FAILED = "failed"  # a defect of this program, or of the machine: the message says which
 
     @property
     def usable(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,98 +13,80 @@ import torch
 from monai.data import Dataset
 
 from ..labels import Status
-from .transforms import world_pose
-from .volumes import VolumeError
+from ..reading import Case, VolumeError, find_cases
+from .dataset_entries import cases_apart, read_dataset, read_entry, section_of
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii")
-
-
-SECTIONS = ("training", "validation", "test")
-
-
-def case_name(path: str | os.PathLike[str]) -> str:
-    """File name without .nii or .nii.gz."""
-    name = Path(path).name
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str, Any]]:
     """Entries of a section of ``dataset_dir/dataset.json``, checked, with full paths.
 
-    Every entry gets ``case``, the name of its image, and ``head_to_world`` as a tensor (4, 4)
-    float64, or None for a volume without a head. An empty section gives an empty list.
+    Every entry gets ``case``, the name of its image, or its path below the folder where several
+    have that name, and ``head_to_world`` as a tensor (4, 4) float64, or None for a volume without a
+    head. ``left_eye_mm`` and ``right_eye_mm``, in the head frame, stay where they are given. An
+    empty section gives an empty list. No volume is read: see ``dataset_check``.
 
     Raises
     ------
     FileNotFoundError : no dataset.json, or a file that an entry names is not there
-    ValueError : not JSON, no such section, an entry without "image" or with a pose that is not
-        rigid; the message names the file, the section and the number of the entry
+    ValueError : not JSON, no such section, an entry without "image", with a pose that is not rigid
+        or with a key that looks like a misspelt "head_to_world"; the message names the file, the
+        section and the number of the entry
     """
-    path = Path(dataset_dir) / "dataset.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file; a data set is a folder with a dataset.json (docs/data.md)"
-        )
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected sections, got a {type(content).__name__}")
-    if section not in content:
-        raise ValueError(f"{path}: no section {section!r}, only {sorted(content)}")
+    path = Path(dataset_dir) / "dataset.json" if isinstance(dataset_dir, str | Path) else ""
     entries = []
-    for number, given in enumerate(content[section]):
-        where = f"{path}: {section}[{number}]"
-        if "image" not in given:
-            raise ValueError(f'{where} has no "image", only {sorted(given)}')
-        entry = {key: given[key] for key in ("image", "label") if given.get(key) is not None}
-        for key, name in entry.items():
-            entry[key] = str(Path(dataset_dir) / name)
-            if not os.path.exists(entry[key]):
-                raise FileNotFoundError(f"{where}: {key} {entry[key]} does not exist")
-        entry["case"] = case_name(entry["image"])
-        entry["subject"] = str(given.get("subject", entry["case"]))
-        entry["head_to_world"] = given.get("head_to_world")
-        try:
-            world_pose(entry)  # puts a tensor in its place
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
+    for number, given in enumerate(section_of(read_dataset(dataset_dir), dataset_dir, section)):
+        entry, findings = read_entry(given, f"{path}: {section}[{number}]", dataset_dir)
+        for finding in findings:
+            if finding.error:
+                raise (FileNotFoundError if finding.missing else ValueError)(str(finding))
+        assert entry is not None  # without errors
         entries.append(entry)
+    cases_apart(entries, dataset_dir)
     return entries
 
 
 def mixture(dataset_dirs: Sequence[str | os.PathLike[str]], section: str) -> list[dict[str, Any]]:
-    """Entries of a section of several data sets, each with ``source``, the number of its set."""
-    return [
+    """Entries of a section of several data sets, each with ``source``, the number of its set.
+
+    Cases of one name in two sets are called by the sets' folders too.
+    """
+    entries = [
         {**entry, "source": number}
         for number, dataset_dir in enumerate(dataset_dirs)
         for entry in datalist(dataset_dir, section)
     ]
+    counts = Counter(entry["case"] for entry in entries)
+    for entry in entries:
+        if counts[entry["case"]] > 1:
+            folder = Path(dataset_dirs[entry["source"]]).name
+            entry["case"] = f"{folder}/{entry['case']}"
+    return entries
 
 
-def volumes_in(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Entries for every .nii and .nii.gz in a folder but hidden ones, sorted by name.
+class Volumes(list[dict[str, Any]]):
+    """Entries for `CaseDataset`, with ``left_aside``, (path, reason) of what is none."""
 
-    Two files of the same case (a.nii and a.nii.gz) are told apart by their whole names.
-    FileNotFoundError if the folder is not there or holds no such file.
+    def __init__(self, cases: Sequence[Case], left_aside: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(
+            {"image": str(case.path), "case": case.name, "reading": case} for case in cases
+        )
+        self.left_aside = list(left_aside)
+
+
+def volumes_in(
+    dataset_dir: Any, output_dir: str | os.PathLike[str] | None = None, voxel_mm: Any = None
+) -> Volumes:
+    """Entries for every volume below a folder, or of a file, or of a list of these.
+
+    See `reading.find_cases`, whose errors are raised. One entry per frame, frames of a case in
+    order, with "image" (the path), "case" and "reading" (the Case).
     """
-    folder = Path(dataset_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    paths = sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.endswith(SUFFIXES) and p.is_file() and p.name[0] != "."
-    )
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no .nii or .nii.gz file in this folder")
-    names = [case_name(path) for path in paths]
-    cases = [p.name if names.count(n) > 1 else n for p, n in zip(paths, names, strict=True)]
-    return [{"image": str(p), "case": case} for p, case in zip(paths, cases, strict=True)]
+    found = find_cases(dataset_dir, output_dir, voxel_mm)
+    return Volumes(found.cases, found.left_aside)
 
 
 def _volume_error(error: BaseException | None) -> VolumeError | None:
@@ -116,9 +99,11 @@ def _volume_error(error: BaseException | None) -> VolumeError | None:
 class CaseDataset(Dataset):
     """MONAI Dataset in which one bad volume never stops the others.
 
-    Items have ``path``, ``case``, ``status`` and ``message``. Where a transform raises
-    VolumeError, the status is the error's and the image a small volume of zeros, so that the item
-    passes through the same engine; any other exception is a defect and is raised.
+    Items have ``path`` (as it is shown), ``case``, ``reading`` (the Case), ``status``, ``message``,
+    ``warnings`` (list of text), ``doubt`` (text; not empty where sides or geometry cannot be
+    trusted), ``image`` and ``affine``. Where a transform raises, the status is that of the
+    VolumeError, or "failed" for any other exception, and the image a small volume of zeros, so that
+    the item passes through the same engine.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Any) -> None:
@@ -126,15 +111,32 @@ class CaseDataset(Dataset):
 
     def _transform(self, index: int) -> dict[str, Any]:
         entry = self.data[index]
-        item = {"path": entry["image"], "case": entry["case"], "status": Status.OK, "message": ""}
+        case = entry["reading"]
+        item: dict[str, Any] = {
+            "path": case.shown,
+            "case": entry["case"],
+            "reading": case,
+            "status": Status.OK,
+            "message": "",
+            "warnings": [],
+            "doubt": "",
+        }
         try:
             image = super()._transform(index)["image"]
-            item["affine"] = torch.as_tensor(image.affine)
-            item["image"] = image.as_tensor()
-        except (VolumeError, RuntimeError) as raised:
+            item.update(
+                {key: image.meta[key] for key in ("warnings", "doubt") if key in image.meta}
+            )
+            item.update(image=image.as_tensor(), affine=torch.as_tensor(image.affine))
+        except Exception as raised:
             error = _volume_error(raised)
-            if error is None:
-                raise
-            item.update(status=error.status, message=str(error))
+            if error is not None:
+                item.update(status=error.status, message=str(error), warnings=list(error.warnings))
+            else:
+                cause: BaseException = raised
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                logger.error("%s: failed", case.shown, exc_info=raised)
+                kind = type(cause).__name__
+                item.update(status=Status.FAILED, message=f"{case.shown}: failed: {kind}: {cause}")
             item.update(image=torch.zeros(1, 8, 8, 8), affine=torch.eye(4, dtype=torch.float64))
         return item

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_json, write_nifti
-from .datalists import SECTIONS
+from .dataset_entries import SECTIONS
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import compute_shape_offset, zoom_affine
 from monai.transforms import (
     Compose,
-    GaussianSmooth,
     MapTransform,
     Orientationd,
     ScaleIntensityRange,
@@ -19,19 +18,16 @@ from monai.transforms import (
 )
 
 from ..labels import UNKNOWN, Status, check_label
+from ..reading import VolumeError, read_image
+from ..reading.headers import by
+from ..reading.printable import printable
+from .smoothing import smoothed
 
 Data = dict[Hashable, Any]
 
 
-class VolumeError(ValueError):
-    """A volume that no pose can be told from.
-
-    ``status`` says why: unreadable, not_3d, not_finite or empty. The message names the file.
-    """
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+# 800 mm along each axis on a grid of 4 mm; the widest fields of view have a fifth of that
+MAX_GRID_VOXELS = 8_000_000
 
 
 def grid_spacing_mm(image: MetaTensor) -> float:
@@ -54,13 +50,21 @@ def grid_spacing_mm(image: MetaTensor) -> float:
 
 
 class LoadVolumed(MapTransform):
-    """Load NIfTI files as (1, i, j, k) float32 with their affine; refuse what is not one volume.
+    """Load volumes as (1, i, j, k) float32 with their affine; refuse what is not one volume.
 
-    nibabel itself, not MONAI's reader: that one replaces an affine which disagrees with the voxel
-    sizes in the header, and the world is what nibabel says it is. A fourth axis of length one is
-    dropped. Raises VolumeError, whose message names the file.
+    `reading.read_image` for every key: the world is what nibabel says it is. Where the data has
+    ``reading``, a Case, that is read instead of the path, so one frame of a series too. Values of
+    labels are left as they are. Metadata: "filename_or_obj", "warnings" (of reading, a list) and
+    "doubt". Raises VolumeError, whose message names the file.
+
+    Parameters
+    ----------
+    keys : of the paths
+    label_keys : those of them that are labels
+    voxel_mm : sizes along i, j, k that replace those of the headers
 
     >>> import tempfile
+    >>> import nibabel as nib
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = f"{folder.name}/stack.nii"
     >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6, 1), np.int16), np.diag([3, 3, 3, 1])), path)
@@ -70,29 +74,34 @@ class LoadVolumed(MapTransform):
     >>> folder.cleanup()
     """
 
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        allow_missing_keys: bool = False,
+        label_keys: Sequence[str] = ("label",),
+        voxel_mm: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_keys, self.voxel_mm = tuple(label_keys), voxel_mm
+
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
         for key in self.key_iterator(d):
-            path = d[key]
-            try:
-                source: Any = nib.load(path)
-                values = np.asarray(source.dataobj, dtype=np.float32)
-                affine = np.asarray(source.affine, dtype=np.float64)
-            except Exception as error:  # nibabel raises many types for a broken file
-                message = f"{path}: cannot be read as NIfTI: {error}"
-                raise VolumeError(Status.UNREADABLE, message) from error
-            if values.ndim == 4 and values.shape[3] == 1:
-                values = values[..., 0]
-            if values.ndim != 3 or min(values.shape) < 2:
-                raise VolumeError(
-                    Status.NOT_3D, f"{path}: expected one 3D volume, got shape {values.shape}"
-                )
-            if not np.isfinite(values).all():
-                raise VolumeError(Status.NOT_FINITE, f"{path}: has voxels that are NaN or infinite")
-            if not abs(np.linalg.det(affine[:3, :3])) > 1e-6:
-                raise VolumeError(Status.UNREADABLE, f"{path}: singular affine {affine.tolist()}")
-            meta = {"affine": torch.from_numpy(affine), "filename_or_obj": str(path)}
-            d[key] = MetaTensor(torch.from_numpy(values).unsqueeze(0), meta=meta)
+            is_label = key in self.label_keys
+            case = None if is_label else d.get("reading")
+            image = read_image(
+                case or d[key],
+                voxel_mm=self.voxel_mm,
+                cured=not is_label,
+                one_volume=case is None,
+            )
+            meta = {
+                "affine": torch.from_numpy(image.affine),
+                "filename_or_obj": case.shown if case else printable(str(d[key])),
+                "warnings": list(image.warnings),
+                "doubt": image.doubt,
+            }
+            d[key] = MetaTensor(torch.from_numpy(image.values).unsqueeze(0), meta=meta)
         return d
 
 
@@ -108,7 +117,8 @@ class ToWorkingGridd(MapTransform):
     image_key, label_key : the label may be absent; it then becomes ``UNKNOWN`` everywhere
     spacing_mm : voxel size of the grid
 
-    Raises VolumeError ("empty") for an image without contrast, ValueError for a label whose grid
+    Raises VolumeError ("empty") for an image without contrast, ("unreadable") for one too large for
+    the grid, ValueError for a label whose grid
     is not the image's or which has values other than 0, 1, 2.
 
     >>> affine = torch.diag(torch.tensor([-2.0, 2, 8, 1]))  # left-handed, thick slices
@@ -118,7 +128,7 @@ class ToWorkingGridd(MapTransform):
     (torch.Size([1, 4, 4, 7]), [4.0, 4.0, 4.0, 1.0])
     >>> ToWorkingGridd(label_key=None)({"image": torch.zeros_like(image)})
     Traceback (most recent call last):
-    scripts.data.volumes.VolumeError: volume: every voxel is 0
+    scripts.reading.image.VolumeError: volume: every voxel is 0
     """
 
     def __init__(
@@ -143,15 +153,20 @@ class ToWorkingGridd(MapTransform):
         d = dict(data)
         image = d[self.image_key]
         name = image.meta.get("filename_or_obj", "volume")
+        warnings = image.meta.get("warnings", ())
         if image.min() == image.max():
-            raise VolumeError(Status.EMPTY, f"{name}: every voxel is {image.min().item():g}")
+            message = f"{name}: every voxel is {image.min().item():g}"
+            raise VolumeError(Status.EMPTY, message, warnings)
+        d = self._of_a_size(d)
+        image = d[self.image_key]
         if self.label_key and self.label_key in d:
             check_label(d[self.label_key], image)
         # a Gaussian whose width is half of what the coarser grid averages over
         ratio = self.spacing_mm / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
         sigma = 0.5 * np.sqrt(np.clip(ratio**2 - 1, 0, None))
         if sigma.max() > 0.5:
-            d[self.image_key] = GaussianSmooth(sigma=sigma.tolist())(image)  # keeps the affine
+            values = torch.from_numpy(smoothed(image.as_tensor()[0].numpy(), sigma))
+            d[self.image_key] = MetaTensor(values.unsqueeze(0), meta=image.meta)
         d = dict(self._resample(d))
         values = d[self.image_key].numpy()
         # Zeros, up to what resampling leaves of rounding, are padding: how much of it there is must
@@ -160,10 +175,58 @@ class ToWorkingGridd(MapTransform):
         # numpy's partial sort: torch.quantile sorts everything and takes ten times as long.
         low, high = np.percentile(values[shown], [0.5, 99.5])
         if high - low <= 1e-5 * max(abs(low), abs(high)):  # no range that could be scaled to [0, 1]
-            raise VolumeError(Status.EMPTY, f"{name}: 99 % of the voxels have one value")
+            message = f"{name}: 99 % of the voxels have one value"
+            raise VolumeError(Status.EMPTY, message, warnings)
         scale = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
         d[self.image_key] = scale(d[self.image_key])
         if self.label_key and self.label_key not in d:
             unknown = torch.full_like(d[self.image_key].as_tensor(), UNKNOWN)
             d[self.label_key] = MetaTensor(unknown, affine=d[self.image_key].affine)
         return d
+
+    def _of_a_size(self, data: Data) -> Data:
+        """``data`` whose grid can be kept in memory: of a wide field of view without its padding.
+
+        VolumeError "unreadable" where it cannot.
+        """
+        image = data[self.image_key]
+        if self._grid_voxels(image) <= MAX_GRID_VOXELS:
+            return data
+        shown = image.as_tensor()[0] != 0
+        box = []
+        for axis in range(3):
+            inside = torch.nonzero(shown.amax(tuple(a for a in range(3) if a != axis))).flatten()
+            box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+        start = np.array([part.start for part in box])
+        cropped = {}
+        for key in self.keys:
+            if key in data:
+                volume = data[key]
+                affine = np.asarray(volume.affine, dtype=np.float64).copy()
+                affine[:3, 3] += affine[:3, :3] @ start
+                meta = {**volume.meta, "affine": torch.from_numpy(affine)}
+                cropped[key] = MetaTensor(volume.as_tensor()[(slice(None), *box)], meta=meta)
+        image = cropped[self.image_key]
+        count = self._grid_voxels(image)
+        if not count <= MAX_GRID_VOXELS:
+            sizes = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+            raise VolumeError(
+                Status.UNREADABLE,
+                f"{image.meta.get('filename_or_obj', 'volume')}: voxels of {by(sizes)} mm give a "
+                f"field of view of {by(sizes * image.shape[1:])} mm, which is {count:.3g} voxels "
+                f"of {self.spacing_mm:g} mm; at most {MAX_GRID_VOXELS:.0e} are taken",
+                image.meta.get("warnings", ()),
+            )
+        return data | cropped
+
+    def _grid_voxels(self, image: MetaTensor) -> float:
+        """How many voxels the image has on the grid."""
+        affine = np.asarray(image.affine, dtype=np.float64)
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        least = np.prod(np.maximum(sizes * np.asarray(image.shape[1:]) / self.spacing_mm - 1, 1))
+        if not least <= MAX_GRID_VOXELS:
+            return float(least)
+        # of sheared volumes, the box around them
+        grid = zoom_affine(affine, (self.spacing_mm,) * 3, diagonal=False)
+        shape, _ = compute_shape_offset(tuple(image.shape[1:]), affine, grid)
+        return float(np.prod(np.asarray(shape, dtype=np.float64)))

@@ -30,7 +30,9 @@ from torch import Tensor
 from ...files import json_text, relative_path, write_text
 from ...geometry import check_rigid, rigid, rotation_about_x, rotation_about_y, rotation_about_z
 from ...labels import BRAIN, check_label
-from ..datalists import SECTIONS, SUFFIXES, case_name
+from ...reading.formats import case_name
+from ..datalists import SUFFIXES
+from ..dataset_entries import SECTIONS
 from ..volumes import LoadVolumed
 
 ANGLES = ("rot_x", "rot_y", "rot_z")

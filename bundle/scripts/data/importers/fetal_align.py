@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from ...files import json_text, relative_path, write_nifti, write_text
 from ...geometry import landmarks_to_pose
+from ...reading.formats import case_name
 from ...simulation.anatomy import biparietal_mm, eye_diameter_mm, occipitofrontal_mm
-from ..datalists import case_name
 from ..volumes import LoadVolumed
 
 SOURCE = "mu40/fetal-align"
