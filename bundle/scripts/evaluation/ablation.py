@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..cubes import Cube
 from ..geometry import geodesic_deg, no_head, quaternion_to_rotation
 from ..network.chain import PoseChain
-from ..network.search import DensestPlace, LandmarkSearch
+from ..network.search import Corrected, DensestPlace, LandmarkSearch
 
 Change = Callable[[PoseChain], None]
 
@@ -39,7 +39,7 @@ class IdentityPose(nn.Module):
 class WithoutMirror(LandmarkSearch):
     """``LandmarkSearch`` that never looks at the mirror image of a cube."""
 
-    def correct(self, volume: Tensor, cube: Cube, mirrored: bool) -> tuple[Cube, Tensor, Tensor]:
+    def correct(self, volume: Tensor, cube: Cube, mirrored: bool) -> Corrected:
         return super().correct(volume, cube, False)
 
 

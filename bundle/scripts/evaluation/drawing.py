@@ -3,98 +3,130 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
 
-# plane: (axis to the right of the picture, axis upwards), signed head axes; letters at the edges.
-# Radiological convention: the fetus's right is on the left of coronal and axial planes.
-PLANES = {
-    "sagittal": ((1, -1), (2, 1), "APSI"),
-    "coronal": ((0, -1), (2, 1), "RLSI"),
-    "axial": ((0, -1), (1, 1), "RLAP"),
-}
-
-
-HALF_WIDTH_MM = 80.0
-
+from ..reading.printable import printable
+from .planes import HALF_WIDTH_MM, ON_IMAGE, PLANES, Head, draw_plane
 
 LARGE_ERROR_DEG = 30.0
 
 
-def plane_points(plane: str, step_mm: float = 1.0) -> NDArray[np.float64]:
-    """Points (rows, columns, 3) of a plane through the head's origin, in mm of the head frame."""
-    (right, right_sign), (up, up_sign), _ = PLANES[plane]
-    steps = np.arange(-HALF_WIDTH_MM, HALF_WIDTH_MM + step_mm / 2, step_mm)
-    points = np.zeros((len(steps), len(steps), 3))
-    points[:, :, right] = right_sign * steps[None, :]
-    points[:, :, up] = -up_sign * steps[:, None]
-    return points
-
-
-def sample_plane(
-    volume: NDArray, affine: NDArray, head_to_world: NDArray, plane: str, order: int
-) -> NDArray[np.float32]:
-    """A plane of the head from a volume (i, j, k) with voxel-to-world ``affine``; NaN outside."""
-    world_to_voxel = np.linalg.inv(affine) @ head_to_world
-    points = plane_points(plane) @ world_to_voxel[:3, :3].T + world_to_voxel[:3, 3]
-    return map_coordinates(
-        volume.astype(np.float32), points.transpose(2, 0, 1), order=order, cval=np.nan
-    )
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG. Characters that the font lacks are drawn as boxes, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        FigureCanvasAgg(figure).print_png(os.fspath(path))
 
 
 def draw_pose(
     path: str | os.PathLike[str],
     image: NDArray,
     affine: NDArray,
-    label: NDArray,
-    label_affine: NDArray,
+    label: NDArray | None,
+    label_affine: NDArray | None,
     head_to_world: NDArray | None,
     title: str,
+    doubt: str = "",
 ) -> None:
     """PNG of the three planes through the head, aligned to the head frame, with mask outlines.
 
     Where the pose is right, the sagittal plane shows the profile with the face to the left, the
     coronal plane two equal hemispheres, the axial plane the brow above. Without a pose the planes
-    run through the middle of the volume along the world's axes.
+    run through the middle of the volume along the world's axes. The picture cannot show whether the
+    file has left and right the right way round; ``doubt`` is a second line that tells.
 
     Parameters
     ----------
     image, affine : volume (i, j, k) and its voxel-to-world matrix
     label, label_affine : 1 brain, 2 eyes, on any grid
     """
-    pose = head_to_world
-    if pose is None:
-        pose = np.eye(4)
-        pose[:3, 3] = (affine @ [*(np.array(image.shape) - 1) / 2, 1])[:3]
-    low, high = np.percentile(image, [0.5, 99.5])
+    head = Head(image, affine, label, label_affine, head_to_world)
+    low, high = head.range()
     figure = Figure(figsize=(9.6, 3.6), facecolor="black")
-    canvas = FigureCanvasAgg(figure)
-    extent = (-HALF_WIDTH_MM, HALF_WIDTH_MM) * 2
-    for k, (plane, (_, _, letters)) in enumerate(PLANES.items()):
+    for k, plane in enumerate(PLANES):
         axes = figure.add_axes((k / 3 + 0.005, 0.01, 0.323, 0.86))
-        axes.set_axis_off()
-        picture = sample_plane(image, affine, pose, plane, order=1)
-        axes.imshow(
-            np.nan_to_num(picture, nan=low), cmap="gray", vmin=low, vmax=high, extent=extent
-        )
-        for value, colour in ((1, "#ffd23f"), (2, "#3bceac")):
-            mask = sample_plane(label == value, label_affine, pose, plane, order=1)
-            mask = np.nan_to_num(mask)
-            if mask.max() > 0.5:
-                axes.contour(
-                    mask, [0.5], colors=colour, linewidths=1.0, extent=extent, origin="upper"
-                )
-        for letter, (x, y) in zip(letters, ((-75, 0), (75, 0), (0, 75), (0, -75)), strict=True):
-            axes.text(x, y, letter, color="white", ha="center", va="center", fontsize=9)
+        draw_plane(axes, head, plane, low, high)
         name = plane if head_to_world is not None else f"{plane} (world, no pose)"
-        axes.text(-78, -76, name, color="white", fontsize=8)
-    figure.text(0.01, 0.93, title, color="white", fontsize=10)
-    canvas.print_png(os.fspath(path))
+        axes.text(-78, -76, name, fontsize=8, **ON_IMAGE)
+    write_title(figure, title, doubt)
+    save(figure, path)
+
+
+def write_title(figure: Figure, title: str, doubt: str = "") -> None:
+    """A line, and a second one in orange, at the top of a black figure."""
+    height = figure.get_size_inches()[1]
+    letters = int(figure.get_size_inches()[0] * 13)  # what fits in size 10
+    # names have $ and underscores that are no formula
+    style: dict[str, Any] = {"parse_math": False, "va": "top", "x": 0.01}
+    top = 1 - 0.08 / height
+    figure.text(y=top, s=shortened(printable(title), letters), color="white", fontsize=10, **style)
+    if doubt:
+        text = shortened(printable(doubt), int(letters * 1.2))
+        figure.text(y=top - 0.19 / height, s=text, color="#ffa62b", fontsize=8, **style)
+
+
+def shortened(text: str, length: int) -> str:
+    """``text`` with its middle left out where it is longer than ``length``.
+
+    >>> shortened("a name that is long", 10)
+    'a na… long'
+    """
+    if len(text) <= length:
+        return text
+    half = (length - 1) // 2
+    return text[:half] + "…" + text[len(text) - (length - 1 - half) :]
+
+
+def draw_slices(
+    path: str | os.PathLike[str],
+    head: Head,
+    planes: Sequence[str],
+    offsets_mm: Sequence[float],
+    title: str,
+    half_width_mm: float = HALF_WIDTH_MM,
+) -> None:
+    """PNG of parallel slices: a row for each of ``planes``, a column for each of ``offsets_mm``.
+
+    Offsets are along the head's axis that the plane does not contain: to the fetus's right for
+    sagittal, anterior for coronal and superior for axial slices.
+    """
+    side, top = 3.0, 0.45  # inches
+    width, height = side * len(offsets_mm), side * len(planes) + top
+    figure = Figure(figsize=(width, height), facecolor="black")
+    low, high = head.range()
+    for row, plane in enumerate(planes):
+        for column, offset_mm in enumerate(offsets_mm):
+            left, bottom = column * side / width, (len(planes) - 1 - row) * side / height
+            size = (0.99 * side / width, 0.99 * side / height)
+            axes = figure.add_axes((left, bottom, *size))
+            draw_plane(axes, head, plane, low, high, offset_mm, half_width_mm)
+            place, text = 0.96 * half_width_mm, f"{plane}\n{_side(plane, offset_mm)}"
+            axes.text(-place, -place, text, fontsize=8, va="bottom", **ON_IMAGE)
+    write_title(figure, title)
+    save(figure, path)
+
+
+def _side(plane: str, offset_mm: float) -> str:
+    """Where a slice lies, in words.
+
+    >>> _side("sagittal", -10.0), _side("axial", 12.5), _side("coronal", 0.0)
+    ('10 mm left', '12.5 mm superior', 'middle')
+    """
+    sides = {
+        "sagittal": ("left", "right"),
+        "coronal": ("posterior", "anterior"),
+        "axial": ("inferior", "superior"),
+    }
+    if not offset_mm:
+        return "middle"
+    return f"{abs(offset_mm):g} mm {sides[plane][offset_mm > 0]}"
 
 
 def draw_errors(
@@ -106,7 +138,6 @@ def draw_errors(
     the width and leaves 180 degrees, the heads not found, in the picture. A line marks 30 degrees.
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axes.axvline(LARGE_ERROR_DEG, color="black", linestyle="--", linewidth=1)
@@ -124,4 +155,4 @@ def draw_errors(
     axes.set(xlabel="rotation error (degrees)", ylabel="share of volumes below")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    canvas.print_png(os.fspath(path))
+    save(figure, path)

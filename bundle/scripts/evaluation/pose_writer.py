@@ -1,132 +1,189 @@
-"""Writes the result of inference: a JSON file and a picture per volume."""
+"""Writes the results of inference: a JSON file of each case, a picture, and what else is wanted."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
-from torch import Tensor
 
-from ..files import replacing, write_text
-from ..geometry import grid_to_world
+from ..files import write_text
 from ..labels import Status
-from .drawing import draw_pose
+from ..reading import read_image
+from .case_outputs import writers
+from .outputs import CaseFiles
+from .record import Finding, conclude
+from .run_folder import RunFolder
+from .transform_files import check_available
 
 logger = logging.getLogger(__name__)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later file could be written either
+
 
 class PoseWriter:
-    """Handler that writes ``<case>_pose.json`` and ``<case>_pose.png`` as soon as a case is done.
+    """Handler that writes ``<case>_pose.json`` as soon as a case is done, then its other files.
 
-    A run in which no volume could be read ends with RuntimeError, after all files are written.
+    A series has one record and one of each file, those of the frame with the most confidence.
+    The records of the frames of a batch stand in ``engine.state.records`` for later handlers of
+    the same event. What goes wrong with a picture or another file is logged and stands among the
+    ``warnings`` of the record; the run goes on. A run in which no volume could be read, or a record
+    could not be written, ends with RuntimeError, after all files are written.
 
     Parameters
     ----------
-    output_dir : folder to write to, made if it is not there
+    folder : of the run; it knows the outputs and settings
     spacing_mm : voxel size of the working grid
-    pictures : whether to draw
-    uncertain_below : a pose of less confidence is written with the status "uncertain"
+    pictures : False leaves "picture" out of the outputs
+    aligned_mm : voxel size of the aligned volume
     """
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str],
+        folder: RunFolder,
         spacing_mm: float,
         pictures: bool = True,
-        uncertain_below: float = 0.0,
+        aligned_mm: float = 1.0,
     ) -> None:
-        self.output_dir, self.spacing_mm, self.pictures = Path(output_dir), spacing_mm, pictures
-        self.uncertain_below = uncertain_below
-        self._statuses: list[Status] = []
+        self.folder, self.spacing_mm = folder, spacing_mm
+        words = [word for word in folder.outputs if word != "picture" or pictures]
+        self.writers = writers(words, aligned_mm)
+        check_available(list(self.writers))
+        self._statuses: Counter[Status] = Counter()
+        self._unwritten: list[str] = []
+        self._best: Finding | None = None  # of the frames of a series so far
+        self._to_finish: list[tuple[CaseFiles, str, dict[str, Any], bool]] = []
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._statuses.clear())
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._finish)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_batch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._conclude)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        engine.add_event_handler(Events.COMPLETED, self._conclude)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
+
+    def _open(self, engine: Engine) -> None:
+        self.folder.open()
+
+    def _start(self, engine: Engine) -> None:
+        self._statuses.clear()
+        self._unwritten.clear()
+
+    def _give_up(self, engine: Engine, error: BaseException) -> None:
+        self.folder.close()
+        raise error
 
     def _write_batch(self, engine: Engine) -> None:
         state: Any = engine.state
         batch, prediction = state.batch, state.output[CommonKeys.PRED]
+        state.records = []
         for k in range(len(batch["case"])):
             item = {key: values[k] for key, values in batch.items()}
-            result = {key: values[k].cpu() for key, values in prediction.items()}
-            self._statuses.append(self._write(item, result))
+            result = {key: values[k].cpu() for key, values in prediction.items() if key != "error"}
+            if item["status"] == Status.OK and "error" in prediction and prediction["error"][k]:
+                item["status"] = Status.FAILED
+                item["message"] = f"{item['path']}: the network failed: {prediction['error'][k]}"
+            finding = conclude(item, result, self.spacing_mm, self.folder.uncertain_below)
+            if finding.record["message"]:
+                logger.warning("%s: %s", finding.record["status"], finding.record["message"])
+            self._statuses[Status(finding.record["status"])] += 1
+            state.records.append(finding.record)
+            self._add(item, finding)
 
-    def _write(self, item: dict[str, Any], result: dict[str, Tensor]) -> Status:
-        record: dict[str, Any] = {
-            "case": item["case"],
-            "status": item["status"],
-            "head_to_world": None,
-            "confidence": 0.0,
-            "brain_volume_ml": 0.0,
-            "message": item["message"],
-        }
-        pose = None
-        if record["status"] == Status.OK:
-            record["brain_volume_ml"] = round(result["brain_volume_ml"].item(), 2)
-            if torch.isfinite(result["head_to_grid"]).all():
-                grid = grid_to_world(item["affine"], item["image"].shape[1:], self.spacing_mm)
-                pose = grid @ result["head_to_grid"].double()
-                record["head_to_world"] = pose.tolist()
-                record["confidence"] = round(result["confidence"].item(), 4)
-                if record["confidence"] < self.uncertain_below:
-                    record["status"] = Status.UNCERTAIN
-                    record["message"] = (
-                        f"{item['path']}: confidence {record['confidence']} lies below "
-                        f"{self.uncertain_below}: check the pose by eye, or scan again"
-                    )
-            else:
-                record["status"] = Status.NO_HEAD
-                record["message"] = (
-                    f"{item['path']}: nothing looks enough like a brain; the most likely region "
-                    f"has {record['brain_volume_ml']} ml"
-                )
-        if record["message"]:
-            logger.warning("%s: %s", record["status"], record["message"])
-        base = self.output_dir / f"{item['case']}_pose"
-        # the picture first: whoever sees the JSON file finds the picture beside it
-        if self.pictures and Status(record["status"]).usable:
-            self._draw(base.with_name(base.name + ".png"), item, result, pose, record)
-        write_text(base.with_name(base.name + ".json"), json.dumps(record, indent=2) + "\n")
-        return Status(record["status"])
+    def _add(self, item: dict[str, Any], finding: Finding) -> None:
+        """Write a case with its last frame."""
+        reading = item.get("reading")
+        if reading is not None and reading.frames > 1:
+            if reading.frame == 0 or finding.surer_than(self._best):
+                self._best = finding
+            if reading.frame < reading.frames - 1:
+                return
+            finding = self._best or finding
+            self._best = None
+        files = self.folder.files(item["case"], reading)
+        try:
+            self._write(files, str(item["path"] if reading is None else reading.path), finding)
+        except OSError as error:
+            stop_without_room(files.path("json"), error)
+            logger.error("%s: cannot be written: %s", files.path("json"), error)
+            self._unwritten.append(item["case"])
 
-    def _draw(
-        self,
-        path: Path,
-        item: dict[str, Any],
-        result: dict[str, Tensor],
-        pose: Tensor | None,
-        record: dict[str, Any],
-    ) -> None:
-        source: Any = nib.load(item["path"])
-        image = np.asarray(source.dataobj, dtype=np.float32)
-        title = f"{item['case']}: {record['status']}, brain {record['brain_volume_ml']:.0f} ml"
-        if pose is not None:
-            title += f", confidence {record['confidence']:.2f}"
-        with replacing(path) as partial:
-            draw_pose(
-                partial,
-                image.reshape(image.shape[:3]),
-                source.affine,
-                result["label"][0].numpy(),
-                item["affine"].numpy(),
-                None if pose is None else pose.numpy(),
-                title,
-            )
+    def _write(self, files: CaseFiles, path: str, finding: Finding) -> None:
+        record = finding.record
+        self.folder.begin(files)
+        # the JSON file first: no picture is worth a pose
+        write_text(files.path("json"), json_text(record))
+        failed = self._write_others(files, finding) if finding.usable else []
+        if failed:
+            record["warnings"] = [*record["warnings"], *failed]
+            write_text(files.path("json"), json_text(record))
+        self._to_finish.append((files, path, record, bool(failed)))
+
+    def _write_others(self, files: CaseFiles, finding: Finding) -> list[str]:
+        """Write all but the JSON file; what went wrong, a line each."""
+        failed: list[str] = []
+        if not self.writers:
+            return failed
+        try:
+            image = read_image(finding.source)
+        except Exception as error:
+            failed.append(f"{', '.join(self.writers)} not written: {_reason(error)}")
+        else:
+            for word, write in self.writers.items():
+                path = files.path(word)
+                try:
+                    write(path, finding, image)
+                except Exception as error:
+                    failed.append(f"{path.name} not written: {_reason(error)}")
+        for text in failed:
+            logger.warning("%s: %s", finding.record["case"], text)
+        return failed
+
+    def _finish(self, engine: Engine) -> None:
+        """Note the cases as done, once later handlers have written theirs."""
+        for files, path, record, failed in self._to_finish:
+            try:
+                self.folder.finish(files, path, record, failed)
+            except OSError as error:
+                stop_without_room(files.state, error)
+                logger.warning("%s: not noted as done: %s", record["case"], error)
+        self._to_finish.clear()
 
     def _conclude(self, engine: Engine) -> None:
-        found = sorted(set(self._statuses))
-        counts = {str(status): self._statuses.count(status) for status in found}
-        logger.info("%d volumes: %s; results in %s", len(self._statuses), counts, self.output_dir)
-        if not any(status.usable for status in found):
+        self.folder.close()
+        counts = {str(status): number for status, number in sorted(self._statuses.items())}
+        total = self._statuses.total()
+        logger.info("%d volumes: %s; results in %s", total, counts, self.folder.output_dir)
+        if self._unwritten:
             raise RuntimeError(
-                f"no volume could be used: {counts}; the reasons are in {self.output_dir}"
+                f"{len(self._unwritten)} results could not be written to "
+                f"{self.folder.output_dir}: {', '.join(self._unwritten[:5])}; the log has reasons"
             )
+        if total and not any(status.usable for status in self._statuses):
+            raise RuntimeError(
+                f"no volume could be used: {counts}; the reasons are in {self.folder.output_dir}"
+            )
+
+
+def stop_without_room(path: Path, error: OSError) -> None:
+    """Raise OSError, with what to do, where no other file could be written either."""
+    if error.errno in NO_ROOM:
+        raise OSError(
+            error.errno,
+            f"{path}: {error.strerror}; what is written stays, --resume true goes on from there",
+        ) from error
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """A record as it is written."""
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
