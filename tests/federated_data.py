@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -27,7 +28,10 @@ OTHER_NETWORK = {"network_def#localizer_channels": [4, 4, 4, 4, 8, 4]}
 
 
 def write_site(folder: Path, training: int, validation: int = 1, seed: int = 0) -> Path:
-    """A data set of one noisy head, listed as often as asked; its own noise for every seed."""
+    """A data set of a noisy head, listed as often as asked; its own noise for every seed.
+
+    What is validated on is a file and a subject of its own: a data set that mixes them is refused.
+    """
     folder.mkdir(parents=True)
     case = labelled_case(folder)
     label = nib.load(case["label"])
@@ -35,7 +39,9 @@ def write_site(folder: Path, training: int, validation: int = 1, seed: int = 0) 
     save_nifti(Path(case["image"]), (label.get_fdata() + noise).astype(np.float32), label.affine)
     for key in ("image", "label"):
         case[key] = Path(case[key]).name
-    content = {"training": [case] * training, "validation": [case] * validation, "test": []}
+    other = case | {"image": f"other_{case['image']}", "subject": "other"}
+    shutil.copy(folder / case["image"], folder / other["image"])
+    content = {"training": [case] * training, "validation": [other] * validation, "test": []}
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
 

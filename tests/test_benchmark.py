@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from scripts import benchmark
 from scripts.benchmark import Table, convolutions
 
 
@@ -31,3 +32,14 @@ def test_rows_say_what_was_asked(capsys):
     assert header.split() == ["seconds", "floor", "ratio"]
     assert row.startswith("a name")
     assert len(row.split()) == 5
+
+
+def test_busy_processes_are_there_and_end(monkeypatch):
+    started = []
+    popen = benchmark.subprocess.Popen
+    monkeypatch.setattr(
+        benchmark.subprocess, "Popen", lambda *a: started.append(popen(*a)) or started[-1]
+    )
+    with benchmark.busy(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert all(process.poll() is not None for process in started)

@@ -233,16 +233,28 @@ def test_best_model_prefers_what_it_is_told(tmp_path):
     assert best.best == 0.7
 
 
-def test_best_model_never_prefers_nan(tmp_path):
+def test_nan_is_never_the_best(tmp_path):
     network = nn.Linear(1, 1, bias=False)
     best, evaluator = BestModel(tmp_path / "model.pt", network, "error"), Engine(lambda e, b: None)
     best.attach(evaluator)
-    # a validation set without heads has no error at all: the last weights are kept
-    expected = [(math.nan, 0), (math.nan, 1), (7.0, 2), (math.nan, 2), (8.0, 2), (6.0, 5)]
+    expected = [(math.nan, None), (7.0, 1), (math.nan, 1), (8.0, 1), (6.0, 4)]
     for number, (value, weight) in enumerate(expected):
         nn.init.constant_(network.weight, number)
         validate(evaluator, value)
-        assert kept(tmp_path)["weight"].item() == weight, number
+        if weight is None:
+            assert best.best is None
+            assert not (tmp_path / "model.pt").exists()
+        else:
+            assert kept(tmp_path)["weight"].item() == weight, number
+    best.load_state_dict({"best": math.nan})  # a checkpoint of version 0.8
+    assert best.best is None
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04"])
+def test_a_broken_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: no checkpoint of training"):
+        Training(tmp_path, resume=True).run(2)
 
 
 def test_best_survives_a_resume(tmp_path):

@@ -17,7 +17,8 @@ from monai.transforms import Compose
 from conftest import head_pose, make_affine, save_nifti
 from scripts.data import transforms
 from scripts.data.augmentation import RandSimilarityd
-from scripts.data.datalists import CaseDataset, case_name, datalist, mixture, volumes_in
+from scripts.data.case_batches import collate_cases
+from scripts.data.datalists import CaseDataset, datalist, mixture, volumes_in
 from scripts.data.importers import fetal_align
 from scripts.data.training_cubes import HeadLandmarksd
 from scripts.data.transforms import HeadToGridd
@@ -163,8 +164,9 @@ def test_mixture_tells_the_data_sets_apart(tmp_path):
         content = {"training": [{"image": f"{name}.nii"} for name in names], "test": []}
         (folder / "dataset.json").write_text(json.dumps(content))
     entries = mixture(folders, "training")
-    assert [(entry["source"], entry["case"]) for entry in entries] == [(0, "a"), (0, "b"), (2, "a")]
-    assert entries[2] == datalist(folders[2], "training")[0] | {"source": 2}
+    cases = [(entry["source"], entry["case"]) for entry in entries]
+    assert cases == [(0, "one/a"), (0, "b"), (2, "three/a")]
+    assert entries[2] == datalist(folders[2], "training")[0] | {"source": 2, "case": "three/a"}
     assert mixture(folders, "test") == mixture([], "training") == []
     with pytest.raises(ValueError, match=r"one/dataset\.json: no section 'validation'"):
         mixture(folders, "validation")
@@ -257,48 +259,6 @@ def test_command_line_errors_end_with_code_2(tmp_path, capsys, arguments, messag
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("x/a.nii", "a"),
-        ("a.nii.gz", "a"),
-        ("a.b.nii.gz", "a.b"),
-        ("a.gz", "a.gz"),
-        (Path("nii"), "nii"),
-    ],
-)
-def test_case_name(path, name):
-    assert case_name(path) == name
-
-
-def test_volumes_in_takes_nifti_files_only_and_in_order(tmp_path):
-    for name in ("b.nii.gz", "a.nii", "notes.txt", "c.gz", "d.nii.gz.md5", "dataset.json", "e.mgz"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.nii").mkdir()
-    assert volumes_in(tmp_path) == [
-        {"image": str(tmp_path / "a.nii"), "case": "a"},
-        {"image": str(tmp_path / "b.nii.gz"), "case": "b"},
-    ]
-
-
-def test_volumes_in_tells_two_files_of_one_name_apart(tmp_path):
-    for name in ("a.nii", "a.nii.gz", "b.nii"):
-        (tmp_path / name).touch()
-    assert [entry["case"] for entry in volumes_in(str(tmp_path))] == ["a.nii", "a.nii.gz", "b"]
-
-
-def test_volumes_in_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone: no such folder"):
-        volumes_in(tmp_path / "gone")
-    (tmp_path / "file.nii").touch()
-    with pytest.raises(FileNotFoundError, match=r"file\.nii: no such folder"):
-        volumes_in(tmp_path / "file.nii")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"empty: no \.nii or \.nii\.gz"):
-        volumes_in(tmp_path / "empty")
-
-
 def chain():
     """The transforms of configs/inference.json."""
     return Compose([LoadVolumed(["image"]), ToWorkingGridd(label_key=None, spacing_mm=4.0)])
@@ -308,12 +268,12 @@ def bad_and_good_files(folder):
     """Name -> expected status, written into the folder; good ones first, last and in between."""
     affine = make_affine("LPS", (3.0, 3.0, 3.0), 20.0, VOLUME.shape)
     with_nan = VOLUME.copy()
-    with_nan[2, 3, 4] = np.nan
+    with_nan[2:9, 3:9, 4:9] = np.nan
     files = {
         "0_good": (VOLUME, "ok"),
         "1_zero": (np.zeros_like(VOLUME), "empty"),
         "2_flat": (VOLUME[0], "not_3d"),
-        "3_frames": (np.stack([VOLUME] * 2, axis=-1), "not_3d"),
+        "3_row": (VOLUME[0, 0], "not_3d"),
         "4_good": (VOLUME, "ok"),
         "5_nan": (with_nan, "not_finite"),
         "7_good": (VOLUME, "ok"),
@@ -328,14 +288,19 @@ def bad_and_good_files(folder):
 def test_bad_volumes_do_not_stop_the_others(tmp_path, num_workers):
     expected = bad_and_good_files(tmp_path)
     dataset = CaseDataset(volumes_in(tmp_path), chain())
-    items = list(DataLoader(dataset, batch_size=1, num_workers=num_workers))
+    items = list(
+        DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate_cases)
+    )
     assert {item["case"][0]: item["status"][0] for item in items} == expected
     good = dataset[0]
     for item in items:
         assert item["image"].shape[:2] == (1, 1)
         assert item["image"].ndim == 5
         assert item["affine"].shape == (1, 4, 4)
-        assert set(item) == {"path", "case", "status", "message", "image", "affine"}
+        assert set(item) == {
+            *("path", "case", "reading", "status", "message", "warnings", "doubt"),
+            *("image", "affine"),
+        }
         if item["status"][0] == "ok":
             assert torch.equal(item["image"][0], good["image"])
             assert item["message"][0] == ""
@@ -352,12 +317,18 @@ def test_a_transform_without_compose_is_understood_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("raised", [KeyError("x"), RuntimeError("x"), ValueError("x")])
-def test_defects_are_raised(tmp_path, raised):
-    save_nifti(tmp_path / "good.nii", VOLUME)
+def test_defects_become_a_status(tmp_path, caplog, raised):
+    """Of this case only; the log has the whole story."""
+    save_nifti(tmp_path / "a.nii", VOLUME)
+    save_nifti(tmp_path / "b.nii", VOLUME)
 
-    def defect(_):
-        raise raised
+    def defect(entry):
+        if entry["case"] == "a":
+            raise raised
+        return entry
 
     dataset = CaseDataset(volumes_in(tmp_path), Compose([LoadVolumed(["image"]), defect]))
-    with pytest.raises(RuntimeError, match="applying transform"):
-        dataset[0]
+    bad, good = dataset[0], dataset[1]
+    assert (bad["status"], good["status"]) == ("failed", "ok")
+    assert f"a.nii: failed: {type(raised).__name__}: " in bad["message"]
+    assert "Traceback" in caplog.text

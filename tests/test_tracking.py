@@ -19,9 +19,10 @@ def test_a_local_store_holds_the_curves_of_a_training(tmp_path):
     from conftest import BUNDLE
 
     dataset, output = tmp_path / "data", tmp_path / "output"
-    dataset.mkdir()
+    (dataset / "other").mkdir(parents=True)
     entry = labelled_case(dataset)
-    content = {"training": [entry] * 2, "validation": [entry], "test": []}
+    other = labelled_case(dataset / "other") | {"subject": "other"}
+    content = {"training": [entry] * 2, "validation": [other], "test": []}
     write_json(dataset / "dataset.json", content)
     overrides = PLAIN | {"epochs": 2, "val_interval": 1, "batch_size": 1, "run_name": "tiny"}
     run = create_workflow(

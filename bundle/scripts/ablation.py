@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.bundle import ConfigParser
 from torch import nn
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from .evaluation.drawing import LARGE_ERROR_DEG
 from .evaluation.tables import aligned, quantile
 from .export import declared_network
 from .files import write_text
+from .weight_files import read_weights
 
 ROOT = Path(__file__).parents[1]
 TITLE = ("", "cubes", "n", "median", "quartiles", "above 30", "refused", "mm", "headless, given")
@@ -43,7 +43,7 @@ def trained_rotation(ckpt_file: str | os.PathLike[str]) -> nn.Module:
     parser = ConfigParser()
     parser.read_config([str(ROOT / f"configs/{name}.json") for name in ("inference", "plain_cnn")])
     network: nn.Module = parser.get_parsed_content("network_def").rotation
-    state = torch.load(ckpt_file, map_location="cpu", weights_only=True)
+    state = read_weights(ckpt_file)
     prefix = "rotation."
     network.load_state_dict(
         {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}

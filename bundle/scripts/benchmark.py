@@ -2,17 +2,22 @@
 
 From the bundle's folder: ``python -m scripts.benchmark [--device cuda] [--repeats 7]``. The floor
 of a row is the time of conv3d calls of the same shapes, and of nothing else. Inference runs the
-shipped weights on a phantom of 160 x 160 x 64 voxels; training steps run on noise.
+shipped weights on a phantom of 160 x 160 x 64 voxels; training steps run on noise. First comes the
+navigator beside other busy processes, with threads that spin while they wait, as libgomp has them,
+and with threads that sleep, as all commands of the bundle have them (docs/deployment.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from .export import declared_network
 from .files import write_nifti
 from .network import E3CNN, HeadPoseNet, PlainCNN
 from .phantom import make_phantom
+from .process import sleep_while_waiting
 from .training.losses import HeadPoseLoss
 
 ROOT = Path(__file__).parents[1]
@@ -68,10 +74,10 @@ class Table:
         self.device, self.repeats = device, repeats
         print(f"{'':46}{'seconds':>9}{'floor':>9}{'ratio':>7}")
 
-    def seconds(self, call: Callable[[], object]) -> float:
+    def seconds(self, call: Callable[[], object], repeats: int | None = None) -> float:
         """Median wall time of ``call`` after two calls that do not count."""
         times = []
-        for _ in range(self.repeats + 2):
+        for _ in range((repeats or self.repeats) + 2):
             start = time.perf_counter()
             call()
             if self.device.type == "cuda":
@@ -107,6 +113,33 @@ def file_to_pose(path: Path, network: HeadPoseNet, device: torch.device) -> Tens
     to_grid = ToWorkingGridd(label_key=None, spacing_mm=network.chain.spacing_mm)
     image = to_grid(LoadVolumed("image")({"image": str(path)}))["image"].as_tensor()
     return network(image[None].to(device))
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Other processes that each keep a processor busy, as long as this lasts."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def beside_others(table: Table, network: HeadPoseNet, folder: Path, waiting: str) -> None:
+    """File to pose of a navigator while nothing else runs, and beside busy processes."""
+    navigator = folder / "navigator.nii.gz"
+    phantom = make_phantom(0, voxel_mm=(6.0, 6.0, 6.0), shape=(64, 64, 48))
+    write_nifti(navigator, phantom.image.astype("float32"), phantom.affine)
+    for count in (0, 1, 2):
+        with busy(count):
+            taken = table.seconds(lambda: file_to_pose(navigator, network, table.device), 5)
+        print(
+            f"{f'navigator beside {count} busy, waiting threads {waiting}':46}{taken:9.3f}",
+            flush=True,
+        )
 
 
 def inference(table: Table, network: HeadPoseNet, folder: Path) -> None:
@@ -203,6 +236,10 @@ def main() -> None:
     network = shipped()
     with torch.no_grad():
         with tempfile.TemporaryDirectory() as folder:
+            if device.type == "cpu":
+                beside_others(table, network, Path(folder), "spin")
+                sleep_while_waiting()
+                beside_others(table, network, Path(folder), "sleep")
             inference(table, network, Path(folder))
         inference_gib = peak_gib() - before
         small = torch.rand(4, 3, *[network.chain.crop_size] * 3, device=device)

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from .files import replacing
 from .network.head_pose_net import HeadPoseNet
+from .weight_files import WeightsError, load_weights
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -29,11 +30,14 @@ OPSET = 20  # the first whose GridSample takes volumes
 def declared_network(
     config_file: str | os.PathLike[str], ckpt_file: str | os.PathLike[str]
 ) -> HeadPoseNet:
-    """The ``network_def`` of a config with the weights of a file, in eval mode, on the CPU."""
+    """The ``network_def`` of a config with the weights of a file, in eval mode, on the CPU.
+
+    FileNotFoundError or WeightsError for a file without weights of this network.
+    """
     parser = ConfigParser()
     parser.read_config(str(config_file))
     network: HeadPoseNet = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(ckpt_file, map_location="cpu", weights_only=True))
+    load_weights(network, ckpt_file)
     return network.eval()
 
 
@@ -86,7 +90,11 @@ def main() -> None:
     given = options.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = Path(given.filepath or ROOT / f"models/model.{given.kind}")
-    program = export_program(declared_network(given.config_file, given.ckpt_file))
+    try:
+        network = declared_network(given.config_file, given.ckpt_file)
+    except (WeightsError, OSError) as error:
+        options.error(str(error))
+    program = export_program(network)
     WRITERS[given.kind](program, path)
     logger.info("wrote %s, %.1f MB", path, path.stat().st_size / 1e6)
 

@@ -167,7 +167,7 @@ class FederatedSite:
             "num_workers": settings.get("num_workers", 0),
         }
         # the server's weights are validated instead, before every round
-        training = {**common, "val_interval": common["epochs"] + 1}
+        training = {**common, "val_interval": 0}
         training["validate#dataset#cache_rate"] = 0.0
         self.algorithm = MonaiAlgo(
             bundle_root=str(BUNDLE_ROOT),

@@ -10,11 +10,13 @@ from .losses import AxisFieldLoss, HeadPoseLoss, LandmarkLoss, SegmentationLoss
 from .optimization import ClipGradients, parameter_groups
 from .precision import TrainingInferer
 from .start_weights import StartWeights
+from .validation import EpochValidation
 
 __all__ = [
     "AxisFieldLoss",
     "BestModel",
     "ClipGradients",
+    "EpochValidation",
     "FreshCopy",
     "HeadInputs",
     "HeadPoseLoss",

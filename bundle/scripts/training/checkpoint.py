@@ -63,7 +63,11 @@ class ResumableTraining:
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no checkpoint to resume from")
-        return torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch and zip raise many types for a broken file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{self.path}: no checkpoint of training: {reason}") from error
 
     def _load(self, engine: Engine) -> None:
         state = from_rank0(self._read)
@@ -103,8 +107,8 @@ def _draw_anew(engine: Engine, epoch: int) -> None:
 class BestModel:
     """Handler of an evaluator that keeps the weights with the best metric so far.
 
-    The file is a plain state_dict. Of equally good weights the later are kept. The metric must be
-    the same in all processes, as MONAI's are.
+    The file is a plain state_dict. Of equally good weights the later are kept, of weights whose
+    metric is no number none. The metric must be the same in all processes, as MONAI's are.
 
     Parameters
     ----------
@@ -128,17 +132,22 @@ class BestModel:
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        self.best = state["best"]
+        best = state["best"]
+        self.best = None if best is None or math.isnan(best) else best
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self._save)
 
     def _save(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
-        undefined = math.isnan(value) and not math.isnan(self.best or 0.0)
-        if self.best is None or not (undefined or self.better(self.best, value)):
+        if math.isnan(value):
+            logger.warning("%s is no number: these weights are not kept as the best", self.metric)
+        elif self.best is None or not self.better(self.best, value):
             self.best = value
-            if is_not_rank0():
-                return
-            write_tensors(self.network.state_dict(), self.path)
+            self.keep()
             logger.info("%s = %.3f is the best so far, kept in %s", self.metric, value, self.path)
+
+    def keep(self) -> None:
+        """Write the weights as they are, whatever the metric."""
+        if not is_not_rank0():
+            write_tensors(self.network.state_dict(), self.path)

@@ -9,6 +9,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ..weight_files import read_weights
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,11 +19,11 @@ class StartWeights:
 
     A part, a direct child of the network, is loaded as a whole or begins anew: another rotation
     network beside the shipped localizer and landmarks, for one. The log says which. For training
-    that continues all parts use MONAI's ``CheckpointLoader``, which insists on every weight.
+    that continues all parts use ``weight_files.CheckpointLoader``, which insists on every weight.
 
     Parameters
     ----------
-    path : of a plain state_dict
+    path : a file that ``read_weights`` knows
     network : to load into
 
     FileNotFoundError if there is no such file; ValueError, which names file, part and a weight, if
@@ -35,7 +37,7 @@ class StartWeights:
         engine.add_event_handler(Events.STARTED, self._load)
 
     def _load(self, _: Engine) -> None:
-        given = torch.load(self.path, map_location="cpu", weights_only=True)
+        given = read_weights(self.path)
         fitting, anew = [], []
         for name, part in self.network.named_children():
             prefix = f"{name}."
