@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 OUTPUT ?= $(CURDIR)/bundle/output
 EPOCHS ?= 10
 PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*p["dependencies"], *(x for extra in ("export", "dev") \
+	print(*p["dependencies"], *(x for extra in ("export", "formats", "dicom", "transforms", "scan", "dev") \
 	for x in p["optional-dependencies"][extra]), sep="\n")
 PINNED_FEDERATED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["optional-dependencies"]["federated"], sep="\n")
 
-.PHONY: setup train weights test lint benchmark ablation package federated-setup federated test-export test-federated
+.PHONY: fuzz serve benchmark-service setup train weights test lint benchmark ablation package federated-setup federated test-export test-federated
 
 setup: $(VENV)/.done
 
@@ -92,6 +92,16 @@ federated: federated-setup
 benchmark: setup
 	cd bundle && $(BIN)/python -m scripts.benchmark
 
+# A service for a scanner on this machine: PORT, and further options in SERVICE (docs/scanner.md)
+PORT ?= 9002
+serve: setup
+	cd bundle && $(BIN)/python -m scripts.service --port $(PORT) $(SERVICE)
+
+# Latency, memory and endurance of the service; then the same with two busy cores. Some minutes.
+benchmark-service: setup
+	cd bundle && $(BIN)/python -m scripts.benchmark_service
+	cd bundle && $(BIN)/python -m scripts.benchmark_service --navigators 200 --kills 5 --busy 2
+
 # What each part of the chain contributes, on the phantom's test section or on DATASET, with PLAIN_CNN,
 # a model.pt trained with configs/rotation.json and configs/plain_cnn.json, in E3CNN's place too.
 DATASET ?= $(CURDIR)/bundle/data/phantom
@@ -116,6 +126,10 @@ test: lint federated-setup
 # The shipped chain by torch.export, and ONNX with both passes: some minutes.
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_export.py
+
+# Drawn headers and files through reading, more of them than `make test` draws.
+fuzz: setup
+	FUZZ_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz_reading.py
 
 # Server and clients as processes with mutual TLS, one killed in a round: some minutes.
 test-federated: federated-setup

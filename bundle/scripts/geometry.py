@@ -256,16 +256,16 @@ def check_rigid(a_to_b: Tensor, name: str, tolerance: float = 1e-3) -> None:
     rotation = a_to_b[:3, :3]
     error = (rotation.mT @ rotation - torch.eye(3, dtype=a_to_b.dtype)).abs().max().item()
     det = torch.linalg.det(rotation).item()
+    if error > tolerance or det < 0:
+        raise ValueError(
+            f"{name}: expected a rigid transform with det +1, got det {det:.4f} and a deviation "
+            f"of {error:.2g} from orthogonality: {a_to_b.tolist()}"
+        )
     bottom = a_to_b[3].tolist()
     if max(abs(x - y) for x, y in zip(bottom, (0.0, 0.0, 0.0, 1.0), strict=True)) > tolerance:
         raise ValueError(
             f"{name}: the last row must be 0, 0, 0, 1, got {bottom}: is the matrix transposed? "
             f"{a_to_b.tolist()}"
-        )
-    if error > tolerance or det < 0:
-        raise ValueError(
-            f"{name}: expected a rigid transform with det +1, got det {det:.4f} and a deviation "
-            f"of {error:.2g} from orthogonality: {a_to_b.tolist()}"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .data.datalists import SECTIONS
+from .data.dataset_entries import SECTIONS
 from .data.phantoms import DEFAULT_COUNTS, embedded_dataset, write_dataset
 from .simulation.anatomy import AGE_RANGE_WEEKS
 from .simulation.contrast import CONTRASTS

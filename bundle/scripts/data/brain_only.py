@@ -200,6 +200,6 @@ class RandScannerNoised(RandomizableTransform, MapTransform):
             return d
         silent = self.R.uniform() < self.silent_prob
         for key in self.key_iterator(d):
-            noisy = self.noise(d[key])
+            noisy: Any = self.noise(d[key])
             d[key] = torch.where(d[key] == 0, d[key], noisy) if silent else noisy
         return d

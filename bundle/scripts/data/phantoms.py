@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..simulation.anatomy import AGE_RANGE_WEEKS
 from ..simulation.volume import PhantomGenerator
-from .datalists import SECTIONS
+from .dataset_entries import SECTIONS
 from .dataset_files import DatasetFiles
 
 DEFAULT_COUNTS = {"training": 128, "validation": 16, "test": 24}

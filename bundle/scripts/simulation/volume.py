@@ -151,7 +151,7 @@ class PhantomGenerator(Randomizable):
         mother.paint(canvas, world_from_mother, tissue, (fetus, head_to_world) if body else None)
         if body:
             fetus.paint(canvas, head_to_world, tissue)
-        gain = np.float32(1.0)
+        gain = np.ones(grid.shape[2], np.float32)
         if head and sequence is None:
             _paint_head(canvas, label, fetus, head_to_world, tissue, texture)
         elif head:
