@@ -42,30 +42,57 @@ train: setup
 		$(OUTPUT)/trained/cases.csv --picture $(OUTPUT)/errors.png
 
 # The recipe of the shipped weights: all parts on the phantom, then on public fetal EPI and the
-# phantom together, then each of the parts that find the head alone. FETAL_ALIGN is a clone of
-# https://github.com/mu40/fetal-align. MIXED_PRECISION=False is faster on processors without bfloat16.
+# phantom together, then each part alone on all that there is: EPI, phantoms of every sequence and
+# age, brains of an atlas. FETAL_ALIGN is a clone of https://github.com/mu40/fetal-align, ATLAS the
+# folders of the spina bifida atlas (Fidon et al. 2021). A run that was stopped goes on at the target
+# that was not finished. MIXED_PRECISION=False is faster on processors without bfloat16.
 MIXED_PRECISION ?= True
 WEIGHTS := $(OUTPUT)/weights
 TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision $(MIXED_PRECISION)
 MIXTURE := 'configs/train.json','configs/mixture.json'
 BOTH := --dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom
-weights: setup
-	test -d "$(FETAL_ALIGN)" || { echo "usage: make weights FETAL_ALIGN=clone"; exit 2; }
-	cd bundle && $(BIN)/python -m scripts.phantom --dataset_dir $(WEIGHTS)/phantom \
-		--training 400 --validation 24 --test 60
+ALL := --dataset_dirs "['$(WEIGHTS)/stacks','$(WEIGHTS)/phantom','$(WEIGHTS)/varied','$(WEIGHTS)/young','$(WEIGHTS)/young_epi','$(WEIGHTS)/atlas']" \
+	--shares "[0.3,0.18,0.26,0.07,0.07,0.12]"
+PHANTOM := $(BIN)/python -m scripts.phantom --test 0
+weights: $(WEIGHTS)/model.pt
+
+$(WEIGHTS)/.data: $(VENV)/.done
+	test -d "$(FETAL_ALIGN)" -a -d "$(ATLAS)" || { echo "usage: make weights FETAL_ALIGN=clone ATLAS=folder"; exit 2; }
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/phantom --training 400 --validation 24
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/varied --seed 21 --training 420 --validation 12 \
+		--sequence varied --coarsen 2
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young --seed 22 --training 120 --validation 0 \
+		--sequence varied --coarsen 2 --ga_weeks 18,23
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young_epi --seed 23 --training 120 --validation 0 \
+		--ga_weeks 18,23
 	cd bundle && $(BIN)/python -m scripts.datasets fetal_align \
 		--source $(abspath $(FETAL_ALIGN)) --dataset_dir $(WEIGHTS)/stacks
+	cd bundle && $(BIN)/python -m scripts.datasets brain_atlas --source $(abspath $(ATLAS)) \
+		--dataset_dir $(WEIGHTS)/atlas --test_weeks 21,23,25,27,29,31,33
+	touch $@
+
+$(WEIGHTS)/base/model.pt: $(WEIGHTS)/.data
 	cd bundle && $(TRAINING) --config_file configs/train.json --dataset_dir $(WEIGHTS)/phantom \
-		--epochs 12 --val_interval 12 --rotation_lr 0.02 --output_dir $(WEIGHTS)/base
+		--epochs 12 --val_interval 12 --rotation_lr 0.02 --output_dir $(@D)
+
+$(WEIGHTS)/both/model.pt: $(WEIGHTS)/base/model.pt
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE)]" $(BOTH) --samples_per_epoch 400 \
-		--epochs 94 --val_interval 94 --rotation_lr 0.012 \
-		--init_path $(WEIGHTS)/base/model.pt --output_dir $(WEIGHTS)/all
-	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(BOTH) \
-		--phantom_share 0.3 --samples_per_epoch 400 --epochs 60 --val_interval 60 \
-		--init_path $(WEIGHTS)/all/model.pt --output_dir $(WEIGHTS)/localizer
-	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/landmarks.json']" $(BOTH) \
-		--phantom_share 0.3 --samples_per_epoch 200 --epochs 150 --val_interval 150 \
-		--init_path $(WEIGHTS)/localizer/model.pt --output_dir $(WEIGHTS)/final
+		--epochs 94 --val_interval 94 --rotation_lr 0.012 --init_path $< --output_dir $(@D)
+
+$(WEIGHTS)/localizer/model.pt: $(WEIGHTS)/both/model.pt
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(ALL) \
+		--samples_per_epoch 400 --epochs 60 --val_interval 60 --localizer_lr 0.002 \
+		--init_path $< --output_dir $(@D)
+
+$(WEIGHTS)/landmarks/model.pt: $(WEIGHTS)/localizer/model.pt
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/landmarks.json']" $(ALL) \
+		--samples_per_epoch 200 --epochs 150 --val_interval 150 --init_path $< --output_dir $(@D)
+
+$(WEIGHTS)/model.pt: $(WEIGHTS)/landmarks/model.pt
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/rotation.json']" $(ALL) \
+		--samples_per_epoch 400 --epochs 60 --val_interval 60 --rotation_lr 0.015 \
+		--init_path $< --output_dir $(WEIGHTS)/rotation
+	cp $(WEIGHTS)/rotation/model.pt $@
 
 # Three sites whose volumes differ fine-tune the shipped weights without sharing them; ends with a
 # table against each site training by itself, and a picture of the rounds.
@@ -88,6 +115,19 @@ federated: federated-setup
 	cd bundle && $(FEDERATED_JOB) alone $(FEDERATED_PLAN) --output_dir $(FEDERATED)/alone
 	cd bundle && $(BIN)/python -m scripts.federated.report $(FEDERATED) \
 		--alone $(FEDERATED)/alone --picture $(FEDERATED)/rounds.png
+
+# A scan that follows the head, simulated: PHANTOMS fetuses, three planes, MOTION (docs/closed_loop.md);
+# with DATASET=folder its labelled volumes in place of phantoms. Some minutes a stack; it can be
+# stopped, and goes on.
+PHANTOMS ?= 4
+MOTION ?= typical
+CLOSED_LOOP ?= $(OUTPUT)/closed_loop_$(notdir $(basename $(MOTION)))
+closed-loop: setup
+	cd bundle && $(BIN)/python -m monai.bundle run --config_file configs/closed_loop.json \
+		--motion $(if $(wildcard $(MOTION)),$(abspath $(MOTION)),$(MOTION)) \
+		--phantoms $(PHANTOMS) --plane "['axial','coronal','sagittal']" \
+		$(if $(filter command line environment,$(origin DATASET)),--dataset_dir $(abspath $(DATASET))) \
+		--output_dir $(CLOSED_LOOP)
 
 benchmark: setup
 	cd bundle && $(BIN)/python -m scripts.benchmark

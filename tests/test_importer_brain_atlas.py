@@ -11,6 +11,7 @@ import pytest
 
 from scripts.data.datalists import datalist
 from scripts.data.importers.brain_atlas import import_brain_atlas
+from scripts.datasets import main
 from scripts.geometry import check_rigid
 
 
@@ -76,3 +77,12 @@ def test_what_is_no_atlas_is_said(atlas: Path, tmp_path: Path) -> None:
         import_brain_atlas(tmp_path / "none", tmp_path / "out")
     with pytest.raises(ValueError, match=r"no brains of \[33\] weeks, only \[24, 25\]"):
         import_brain_atlas(atlas, tmp_path / "out", test_weeks=[33])
+
+
+def test_command_line(atlas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["brain_atlas", "--source", str(atlas), "--dataset_dir", str(tmp_path / "d")]
+    main([*where, "--test_weeks", "25", "--repeats", "1"])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "d/dataset.json")
+    with pytest.raises(SystemExit):
+        main([*where, "--test_weeks", "40"])
+    assert "no brains of [40] weeks" in capsys.readouterr().err

@@ -6,6 +6,7 @@ From the bundle's folder:
 
     python -m scripts.datasets fetal_align --source CLONE --dataset_dir D
     python -m scripts.datasets e3pose --images I --labels L --angles_csv A.csv --dataset_dir D
+    python -m scripts.datasets brain_atlas --source ATLAS --dataset_dir D --test_weeks 21,23
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from pathlib import Path
 
 def _subjects(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _weeks(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in _subjects(text))
 
 
 def _check(dataset_dir: str, picture_dir: str | None, count: int) -> int:
@@ -39,6 +44,7 @@ def _check(dataset_dir: str, picture_dir: str | None, count: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     # here, because the importers themselves read and write datalists
+    from .data.importers.brain_atlas import import_brain_atlas
     from .data.importers.e3pose import import_e3pose
     from .data.importers.fetal_align import import_fetal_align
 
@@ -59,16 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     angles.add_argument("--canonical_axes", default="RAS", help="orientation code, such as LPS")
     angles.add_argument("--validation_share", type=float, default=0.0)
     angles.add_argument("--seed", type=int, default=0)
+    atlas = commands.add_parser("brain_atlas", help="the spina bifida atlas, varied: brains alone")
+    atlas.add_argument("--source", required=True, help="folder with the atlas's folders")
+    atlas.add_argument(
+        "--test_weeks", type=_weeks, default=(), help="ages kept for the test: 21,23"
+    )
+    atlas.add_argument("--repeats", type=int, default=30, help="variants of each age")
+    atlas.add_argument("--seed", type=int, default=0)
     check = commands.add_parser("check", help="does a data set fit together?")
     check.add_argument("--dataset_dir", required=True, help="folder with a dataset.json")
     check.add_argument("--picture_dir", help="draw entries into this folder, the doubtful first")
     check.add_argument("--pictures", type=int, default=12, help="how many to draw at most")
-    for command in (align, angles):
+    for command in (align, angles, atlas):
         command.add_argument("--dataset_dir", required=True, help="folder to write to")
     options = vars(parser.parse_args(arguments))
     importers: dict[str, Callable[..., Path]] = {
         "fetal_align": import_fetal_align,
         "e3pose": import_e3pose,
+        "brain_atlas": import_brain_atlas,
     }
     try:
         if options["command"] == "check":

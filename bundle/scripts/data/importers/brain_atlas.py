@@ -59,7 +59,7 @@ def import_brain_atlas(
     source: str | os.PathLike[str],
     dataset_dir: str | os.PathLike[str],
     test_weeks: Sequence[int] = (),
-    repeats: int = 40,
+    repeats: int = 30,
     test_repeats: int = 4,
     seed: int = 0,
     progress: bool = True,
