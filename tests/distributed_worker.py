@@ -23,6 +23,7 @@ PLAIN = {
     **SMALL_ROTATION,
     "network_def#min_confidence": 0.0,
     "cubes_per_volume": 2,
+    "train#brains": [],
     "train#cube_transforms": [],
     "train#cubes#angle_deg": 0.0,
     "train#cubes#turned_prob": 0.0,

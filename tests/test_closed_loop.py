@@ -129,6 +129,9 @@ def test_only_the_latency_is_left_of_the_true_pose():
     runs = scanned(motion)
     true = runs["true"].rows
     assert np.allclose([row["obliqueness_deg"] for row in true], 3.0, atol=1e-6)
+    for (_, head, time_s), row in zip(runs["true"].taken, true, strict=True):
+        assert time_s == row["slice_s"] == row["navigator_s"] + 1.0
+        np.testing.assert_allclose(head, motion.at(time_s, start), atol=1e-9)
     first = true[0]["position_mm"]
     assert first == pytest.approx(-2.0, abs=0.5)
     np.testing.assert_allclose([row["used_error_mm"] for row in true], 2.0, atol=1e-6)

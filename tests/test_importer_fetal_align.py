@@ -181,7 +181,8 @@ def test_poses_and_labels_are_those_of_the_head(clone, grid):
     points = world_points(affine, label.shape)
     assert dice(label == 1, brain_radius(points, truth, 31.0) < 1) > 0.9
     eyes = head_points(31.0)[1:] @ truth[:3, :3].T + truth[:3, 3]
-    np.testing.assert_allclose([entry["left_eye_mm"], entry["right_eye_mm"]], eyes, atol=1e-4)
+    given = np.array([entry["left_eye_mm"], entry["right_eye_mm"]])  # in the head frame
+    np.testing.assert_allclose(given @ truth[:3, :3].T + truth[:3, 3], eyes, atol=1e-4)
     components, count = ndimage.label(label == 2)
     assert count == 2
     for eye in eyes:
@@ -542,11 +543,6 @@ def series(path, image, affine):
     save_nifti(path, np.stack([image] * 2, axis=-1), affine)
 
 
-def with_nan(path, image, affine):
-    image[3, 4, 5] = np.nan
-    save_nifti(path, image, affine)
-
-
 def text_file(path, image, affine):
     path.write_text("no image\n")
 
@@ -554,8 +550,7 @@ def text_file(path, image, affine):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (series, r"expected one 3D volume, got shape \(50, 50, 50, 2\)"),
-        (with_nan, "NaN or infinite"),
+        (series, "expected one 3D volume, got 2 frames"),
         (text_file, "cannot be read as NIfTI"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How a head moves: presets keep to what they state, and a table of a user's own is read as meant."""
+"""How a head moves: presets keep to what they state, and a user's own table is read as meant."""
 
 from __future__ import annotations
 

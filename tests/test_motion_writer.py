@@ -16,7 +16,7 @@ from ignite.engine import Engine
 from matplotlib.image import imread
 from scipy.spatial.transform import Rotation
 
-from conftest import head_pose
+from conftest import BUNDLE, head_pose
 from scripts.evaluation.outputs import CaseFiles
 from scripts.evaluation.run_folder import RunFolder
 from scripts.scan.motion_files import motion_json, motion_table, pose_vector, series_motion
@@ -210,6 +210,14 @@ def test_the_order_of_names():
 def test_a_repetition_time_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="repetition_s must be more than 0 s, got 0"):
         MotionWriter(RunFolder(tmp_path), repetition_s=0)
+
+
+def test_the_command_writes_the_motion_between_the_records_and_the_report():
+    config = json.loads((BUNDLE / "configs/inference.json").read_text())
+    names = [handler["_target_"].split(".")[-1] for handler in config["handlers"]]
+    order = [names.index(name) for name in ("PoseWriter", "MotionWriter", "ReportWriter")]
+    assert order == sorted(order)
+    assert (config["as_series"], config["repetition_s"]) == (False, 2.5)
 
 
 def test_the_names_are_those_of_the_other_outputs(tmp_path):

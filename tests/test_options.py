@@ -105,6 +105,8 @@ def test_all_faults_are_told_at_once(start):
 
 def test_an_option_that_names_a_part_of_the_config(start):
     assert "--part 7: stands for a part of the config, not for a value" in refused(start, part=7)
+    given = [{"x": torch.zeros(1)}]  # in Python, what the part would have made
+    assert start(**{"train#data": given})["train#data"] is given
 
 
 @pytest.mark.parametrize("word", ["false", "False", "no", "OFF", "0", 0, False])

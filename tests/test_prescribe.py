@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -72,6 +73,16 @@ def test_the_aligned_volume_beside_the_pose_is_drawn_on(tmp_path):
     nib.save(aligned, tmp_path / "case_aligned.nii.gz")
     main([str(pose)])
     assert (tmp_path / "case_prescription.png").stat().st_size > 20_000
+
+
+def test_names_of_a_bids_tree_are_known(tmp_path):
+    pose = write_pose(tmp_path, "sub-1_run-2_desc-T2w")
+    case = labelled_case(tmp_path)
+    (tmp_path / "head_label.nii.gz").rename(tmp_path / "sub-1_run-2_desc-brain_mask.nii.gz")
+    Path(case["image"]).rename(tmp_path / "sub-1_run-2_space-head_T2w.nii.gz")
+    main([str(pose)])
+    assert written(tmp_path, "sub-1_run-2_desc-T2w")["extent_from"] == "mask"
+    assert (tmp_path / "sub-1_run-2_desc-T2w_prescription.png").exists()
 
 
 def test_the_scanners_coordinates_are_those_of_the_patient_turned(tmp_path):

@@ -145,7 +145,7 @@ def test_several_series_in_one_folder_and_copies(tmp_path):
 def test_names_and_dates_of_patients_reach_no_output(tmp_path):
     folder = tmp_path / "DOE_JANE_19900307" / "2026-01-02" / "brain"
     write_classic(folder, BLOCK, GRID, slices=range(3))
-    write_classic(folder, BLOCK, GRID, series=4, slices=[0, 1, 2, 9], name="S{}")  # refused when read
+    write_classic(folder, BLOCK, GRID, series=4, slices=[0, 1, 2, 9], name="S{}")
     write_classic(folder, BLOCK, GRID, series=5, change=_secondary, slices=[0, 1], name="C{}")
     found = find_cases(tmp_path)
     with pytest.raises(VolumeError, match="missing") as refused:
@@ -314,15 +314,39 @@ def test_scaling_and_inverted_pictures(tmp_path):
     np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(65535.0 - BLOCK, axis=None))
 
 
-def test_compressed_pictures(tmp_path, monkeypatch):
-    """JPEG 2000 and RLE by pydicom and python-gdcm; without a decoder, one sentence."""
-    pytest.importorskip("gdcm", reason="the extra `dicom` is not installed")
+@pytest.mark.parametrize(
+    "syntax", ["RLELossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
+)
+def test_compressed_pictures(tmp_path, syntax):
+    """Every file compressed without loss by GDCM comes back as it was."""
+    gdcm = pytest.importorskip("gdcm", reason="the extra `dicom` is not installed")
+    for path in write_classic(tmp_path, BLOCK, GRID):
+        reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    (case,) = find_cases(tmp_path).cases
+    found = read_image(case).values
+    np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(BLOCK, axis=None))
+
+
+def test_pictures_without_a_decoder_are_refused_in_one_sentence(tmp_path, monkeypatch):
+    from pydicom.pixels.decoders import RLELosslessDecoder
     from pydicom.uid import RLELossless
 
     write_classic(tmp_path, BLOCK, GRID, change=lambda data, _: data.compress(RLELossless))
     (case,) = find_cases(tmp_path).cases
-    found = read_image(case).values
-    np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(BLOCK, axis=None))
+    monkeypatch.setattr(RLELosslessDecoder, "_available", {})
+    monkeypatch.setattr(RLELosslessDecoder, "_unavailable", {"gdcm": ("gdcm>=3.0.10",)})
+    with pytest.raises(VolumeError, match=r"RLE Lossless.*pip install python-gdcm"):
+        read_image(case)
 
 
 def test_one_file_of_a_path(tmp_path):

@@ -87,7 +87,7 @@ def test_a_band_is_that_of_the_formula_and_moves_with_the_head():
         30.0,
     )
     made = scanner(flat, voxel_mm=3.0, shape=(24, 24, 24))
-    then, now = np.eye(4), head_pose(2)
+    then, now = head_pose(4), head_pose(2)
     one = np.eye(4)
     one[2, 3] = 6.0  # across the head's z axis
     bands = made.bands([(then @ one, then, 10.0)], 11.5, 3.0)

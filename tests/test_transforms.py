@@ -392,3 +392,15 @@ def test_wide_padding_is_cut_where_the_grid_would_be_too_large(tmp_path, volume,
     assert cut.shape == plain["image"].shape
     torch.testing.assert_close(cut.as_tensor(), plain["image"].as_tensor())
     np.testing.assert_allclose(cut.affine, plain["image"].affine, atol=1e-4)
+
+
+def test_what_lies_between_the_voxels_of_the_grid_is_empty(tmp_path):
+    """A few bright voxels in millimetres of 0: nothing is left that could be scaled."""
+    values = np.zeros((13, 13, 13), dtype=np.float32)
+    values[1, 1, 1] = values[2, 1, 1] = 1e-45  # smoothed away
+    path = save_nifti(tmp_path / "dots.nii", values, np.eye(4))
+    with pytest.raises(
+        VolumeError, match=r"dots\.nii: on a grid of 4 mm every voxel is 0"
+    ) as caught:
+        to_grid({"image": path}, label_key=None)
+    assert caught.value.status == "empty"

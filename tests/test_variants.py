@@ -431,7 +431,6 @@ def test_errors_name_the_culprit(dataset, tmp_path):
     plain = json.loads((dataset / "dataset.json").read_text())
     (dataset / "a").mkdir()
     for change, message in (
-        ({"image": "a/b.nii"}, r"several volumes named \['b'\]"),
         ({"label": "a/shifted.nii"}, r"shifted\.nii: the label's grid is not the image's: shapes"),
         ({"label": "a/three.nii"}, r"three\.nii: labels must be 0, 1 or 2, got \[0\.0, 3\.0\]"),
         ({"label": "volumes/b.nii.gz", "image": "a/text.nii"}, r"text\.nii: cannot be read"),

@@ -165,7 +165,7 @@ class Options:
             read = value if exact and not isinstance(base, int) else number(shown, value, base)
             if isinstance(read, float) and math.isnan(read):
                 raise OptionError(f"--{shown} {value}: expected a number")
-        elif isinstance(base, Mapping) and isinstance(value, str | int | float | list | tuple):
+        elif isinstance(base, Mapping) and isinstance(value, str | int | float):
             known = [k for k in self.base if SEPARATOR not in k]
             raise OptionError(
                 f"--{shown} {value}: stands for a part of the config, not for a value"

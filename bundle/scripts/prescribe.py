@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from .files import replacing, write_text
 from .labels import BRAIN, Status
+from .reading import read_image
 from .scan.extent import ellipsoid_extent_mm, mask_extent_mm
 from .scan.patient import PATIENT_POSITIONS, patient_to_device, world_to_patient
 from .scan.prescription import FOV_STEP_MM, Prescription, prescribe, rigid_pose
@@ -67,11 +68,25 @@ def read_pose(path: Path, allow_uncertain: bool) -> dict[str, Any]:
 def read_volume(path: Path) -> Volume:
     """Values (i, j, k) and affine of a file; ValueError, naming it, where it cannot be read."""
     try:
-        source: Any = nib.load(path)
-        values = np.asanyarray(source.dataobj)
-        return values.reshape(values.shape[:3]), np.asarray(source.affine, float)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        image = read_image(path, cured=False)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a volume: {error}") from error
+    return image.values, image.affine
+
+
+def beside(pose: Path, output: str) -> Path | None:
+    """The "mask" or "aligned" volume that inference wrote beside a pose, None if it did not.
+
+    Names are those of ``docs/outputs.md``, in a BIDS tree ``..._desc-brain_mask.nii.gz`` and
+    ``..._space-head_T2w.nii.gz``.
+    """
+    name = pose.name.removesuffix(SUFFIX)
+    names = [f"{name}_{output}.nii.gz"]
+    if found := re.fullmatch(r"(.*)_desc-([A-Za-z0-9]+)", name):
+        stem, suffix = found.groups()
+        bids = {"mask": "desc-brain_mask", "aligned": f"space-head_{suffix}"}
+        names.append(f"{stem}_{bids[output]}.nii.gz")
+    return next((path for n in names if (path := pose.with_name(n)).exists()), None)
 
 
 def extent_of(
@@ -153,9 +168,9 @@ def _prescribe(options: argparse.Namespace) -> None:
     name = options.pose.name
     name = name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else options.pose.stem
     base = (options.output_dir or options.pose.parent) / name
-    mask_path = options.mask or options.pose.with_name(f"{name}_mask.nii.gz")
-    mask = read_volume(mask_path) if options.mask or mask_path.exists() else None
-    image = _image(options, record, name)
+    mask_path = options.mask or beside(options.pose, "mask")
+    mask = None if mask_path is None else read_volume(mask_path)
+    image = _image(options, record)
 
     extent, extent_from = extent_of(record, mask, options.tilt_deg)
     prescription = prescribe(
@@ -194,12 +209,12 @@ def _prescribe(options: argparse.Namespace) -> None:
     print(f"picture: {path.with_suffix('.png')}")
 
 
-def _image(options: argparse.Namespace, record: dict[str, Any], name: str) -> Volume | None:
+def _image(options: argparse.Namespace, record: dict[str, Any]) -> Volume | None:
     """The volume to draw on: as given, or the aligned one beside the pose."""
     if options.image:
         return read_volume(options.image)
-    aligned = options.pose.with_name(f"{name}_aligned.nii.gz")
-    if not aligned.exists():
+    aligned = beside(options.pose, "aligned")
+    if aligned is None:
         return None
     values, voxel_to_head = read_volume(aligned)  # its world is the head frame
     return values, np.array(record["head_to_world"]) @ voxel_to_head

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from ..labels import BRAIN, EYES
 
-# of a pair of eyes, in radii of the brain: from 18 weeks to birth they lie 1 to 1.5 apart, two parts
-# of one eye that noise has torn lie nearer
+# Of a pair of eyes, in radii of the brain: they lie 1 to 1.5 apart from 18 weeks to birth, and two
+# parts of one eye that noise has torn lie nearer.
 EYES_APART = (0.75, 2.2)
 
 

@@ -46,9 +46,10 @@ class HeadLandmarksd(MapTransform):
 
     ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
     label does not show both, unless the entry has ``left_eye_mm`` and ``right_eye_mm`` in the head
-    frame (of a brain cut out of its head, where the eyes would be). ``brain_mm`` (3) and ``brain_side_mm`` (): the cube around the label's
-    brain, see ``reference_cube``. For a volume without a head all is NaN but the side, which is
-    the typical one. ``spacing_mm`` of the grid: by default the volume's affine tells it.
+    frame (of a brain cut out of its head, where the eyes would be). ``brain_mm`` (3) and
+    ``brain_side_mm`` (): the cube around the label's brain, see ``reference_cube``. For a volume
+    without a head all is NaN but the side, which is the typical one. ``spacing_mm`` of the grid: by
+    default the volume's affine tells it.
     """
 
     def __init__(

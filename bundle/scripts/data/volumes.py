@@ -171,6 +171,9 @@ class ToWorkingGridd(MapTransform):
         values = d[self.image_key].numpy()
         # Zeros, up to what resampling leaves of rounding, are padding: how much of it there is must
         # not move the scale.
+        if not values.any():  # what the image shows lies between the voxels of the grid
+            message = f"{name}: on a grid of {self.spacing_mm:g} mm every voxel is 0"
+            raise VolumeError(Status.EMPTY, message, warnings)
         shown = np.abs(values) > 1e-5 * np.median(np.abs(values[values != 0]))
         # numpy's partial sort: torch.quantile sorts everything and takes ten times as long.
         low, high = np.percentile(values[shown], [0.5, 99.5])

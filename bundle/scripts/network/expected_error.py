@@ -24,7 +24,7 @@ FEATURES = 6
 
 
 class ExpectedError(nn.Module):
-    """Standard deviations of a pose: exp(weights @ features) in degrees and in mm.
+    """Standard deviations of a pose: exp(weights @ features) in degrees, at most 180, and in mm.
 
     The features are 1, log(1 + rotation_deg), log(1 + mirror_mm), softplus(-score), sharpness and
     log(side_mm / 100). The weights were fitted so that 68 % of the errors lie below the standard
@@ -48,7 +48,7 @@ class ExpectedError(nn.Module):
         features = self.features(spread)
         rotation = features @ torch.tensor(self.rotation, dtype=features.dtype).to(features.device)
         translation = torch.tensor(self.translation, dtype=features.dtype).to(features.device)
-        return rotation.exp(), (features @ translation).exp()
+        return rotation.exp().clamp(max=180), (features @ translation).exp()
 
     def features(self, spread: Spread) -> Tensor:
         """(batch, 6)."""

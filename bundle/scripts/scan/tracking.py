@@ -241,7 +241,8 @@ class Tracker:
         spread_deg2 = (1 - p.steady_share) * noise[1]
         # a head that has moved has another steady error than before
         steady = 2 * p.steady_share
-        updated, logs, surprise = [], [], np.ones(2)
+        updated: list[HeadState] = []
+        logs, surprise = [], np.ones(2)
         for chance, future in self._futures(before, seen.time_s - before.time_s):
             off_mm = seen.position_mm - future.position_mm
             off_deg = np.rad2deg((seen.rotation * future.rotation.inv()).as_rotvec())

@@ -36,7 +36,7 @@ class TrackingParameters:
     leap_mm_s: float = 6.0
     leap_share: float = 0.15
     breathing_mm: float = 0.35
-    learn_poses: float = 4.0
+    learn_poses: float = 1.0
     steady_share: float = 0.4
     wrong_share: float = 0.02
     patience: int = 3

@@ -45,6 +45,7 @@ class EpochValidation(ValidationHandler):
         if self._size():
             super().__call__(engine)
             return
+        self.best_model.keep()
         logger.info("no validation: the weights of epoch %d are kept", engine.state.epoch)
 
     def _is_due(self, engine: Engine, epoch: int) -> bool:

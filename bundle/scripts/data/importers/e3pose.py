@@ -157,7 +157,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _check_row(given: dict[str, str], where: str) -> dict[str, Any]:
     name = given["frame_id"]
-    if not case_name(name) or Path(name).name != name:
+    if not name or name.startswith(".") or Path(name).name != name:
         raise ValueError(f"{where}: frame_id must be a file's name without folder, got {name!r}")
     angles = []
     for key in ANGLES:

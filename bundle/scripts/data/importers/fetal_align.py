@@ -222,6 +222,7 @@ def _import_stack(annotation: Annotation, stack: Path, root: Path) -> dict[str, 
             values, affine, pose, annotation.ga_weeks, (world["left_eye"], world["right_eye"])
         )
         write_nifti(label_path, label, affine)
+    world_to_head = np.linalg.inv(pose)
     return {
         "image": relative_path(stack, root),
         "label": label_name,
@@ -229,8 +230,8 @@ def _import_stack(annotation: Annotation, stack: Path, root: Path) -> dict[str, 
         "subject": annotation.subject,
         "ga_weeks": annotation.ga_weeks,
         "contrast": "epi",
-        "left_eye_mm": world["left_eye"].tolist(),
-        "right_eye_mm": world["right_eye"].tolist(),
+        "left_eye_mm": apply_affine(world_to_head, world["left_eye"]).tolist(),
+        "right_eye_mm": apply_affine(world_to_head, world["right_eye"]).tolist(),
     }
 
 
