@@ -120,3 +120,23 @@ def test_real_values():
     colours["G"][1] = 100
     np.testing.assert_allclose(to_real(colours), [0, 58.7], rtol=1e-6)
     assert to_real(np.array([1e300])).dtype == np.float32
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_values_at_the_ends_of_float32(body, hole):
+    """Their sums and differences would be beyond it."""
+    values = ((body / body.max() - 0.5) * np.float32(3.3e38)) * np.float32(2)
+    if hole:
+        values[0, 0, 0] = np.nan
+    with np.errstate(all="raise", under="ignore", invalid="ignore"):
+        found, warnings = cured(values)
+    assert "2^30" in warnings[0]
+    assert len(warnings) == 1 + hole
+    shift = found[12, 12, 12] - values[12, 12, 12] / 2**30
+    np.testing.assert_allclose(found[9:20] / 1e29, (values[9:20] / 2**30 + shift) / 1e29, atol=1e-5)
+    assert np.abs(found).max() < 1e30
+
+
+def test_tiny_values_stay(body):
+    values = body * np.float32(1e-37)
+    np.testing.assert_array_equal(cured(values)[0], values)

@@ -327,10 +327,12 @@ def test_a_client_that_does_not_read_is_let_go(running, monkeypatch):
     monkeypatch.setattr("scripts.scan.connections.SEND_TIMEOUT_S", 0.3)
     wait_for(lambda: running.service._thread is None or not running.service._thread.is_alive())
     before = running.service.session
-    client = socket.create_connection(("127.0.0.1", running.port), 5)
+    client = socket.socket()
+    # before it connects, or the system makes the buffer as large as it likes
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", running.port))
     wait_for(lambda: running.service.session is not before)
     wait_for(lambda: running.service._thread.is_alive())
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(0.2)
     end = time.monotonic() + 90
     bad = volume_image(*stub.navigator())

@@ -105,7 +105,7 @@ def test_a_wrong_pose_does_half_the_harm_or_less(preset, most):
 # of a restless head fewer, which docs/series.md says
 @pytest.mark.parametrize(
     ("preset", "low", "high"),
-    [("still", 0.64, 0.95), ("typical", 0.6, 0.78), ("restless", 0.5, 0.7)],
+    [("still", 0.64, 0.98), ("typical", 0.6, 0.78), ("restless", 0.5, 0.7)],
 )
 def test_about_two_thirds_of_the_errors_lie_within_the_standard_deviation(preset, low, high):
     _, tracked, radii, _ = study(preset)
@@ -114,15 +114,28 @@ def test_about_two_thirds_of_the_errors_lie_within_the_standard_deviation(preset
     assert (within < high).all(), within
 
 
-@pytest.mark.parametrize("told", [0.5, 2.0])
-def test_errors_that_are_told_wrongly_are_learned(told):
-    """A network that expects too much or too little of itself in another hospital."""
+@pytest.mark.parametrize(("told", "low", "high"), [(0.5, 0.55, 0.8), (2.0, 0.8, 1.0)])
+def test_errors_that_are_told_wrongly_are_learned(told, low, high):
+    """A network that expects too little or too much of its errors in another hospital.
+
+    The track is as good; what is told of an error but not seen to scatter is taken for steady.
+    """
     raw, tracked, radii, kinds = study("typical", told)
     right = kinds == "right"
     assert (np.median(tracked[right], axis=0) < 0.85 * np.median(raw[right], axis=0)).all()
     within = (tracked <= radii).mean(0)
-    assert (within > 0.5).all(), within
-    assert (within < 0.8).all(), within
+    assert (within > low).all(), within
+    assert (within < high).all(), within
+
+
+def test_errors_that_do_not_scatter_are_not_averaged_out():
+    """Poses that are all off by the same 6 degrees and 4 mm: more of them are no surer."""
+    tracker = Tracker()
+    for k in range(30):
+        used(tracker, TR_S * k, moved(head_pose(), (SD_DEG, 0, 0), (SD_MM, 0, 0)))
+    now = tracker.predict(29 * TR_S)
+    assert 0.9 * SD_DEG < now.rotation_sd_deg < 1.2 * SD_DEG
+    assert 0.9 * SD_MM < now.translation_sd_mm < 1.3 * SD_MM
 
 
 def test_moves_are_learned_from():
@@ -132,7 +145,7 @@ def test_moves_are_learned_from():
         used(busy, TR_S * k, moved(head_pose(), (0, 0, 30 * (k % 2))))
     assert calm.rest_s > 20
     assert busy.rest_s < 6
-    assert busy.predict(48.5).rotation_sd_deg > 2 * calm.predict(48.5).rotation_sd_deg
+    assert busy.predict(48.5).rotation_sd_deg > 1.5 * calm.predict(48.5).rotation_sd_deg
 
 
 def used(tracker, time_s, pose):

@@ -20,6 +20,7 @@ LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue (ITU-R BT.601)
 INTERIOR_ML = 20.0  # of the brain of the youngest fetuses this is about half
 INTERIOR_SHARE = 0.01
 HOT_SLICE, HOT_VOXEL = 8.0, 20.0
+LARGEST = 1e30  # sums and differences of more are beyond float32
 SAMPLE = 10_000  # voxels that a percentile is taken from
 
 
@@ -47,6 +48,9 @@ def cure(
     VolumeError : "not_finite" where voxels that are no numbers may be much of the head
     """
     finite = np.isfinite(values)
+    if np.abs(values).max(initial=0, where=finite) > LARGEST:
+        notes.warn(f"values beyond {LARGEST:g}: all are divided by 2^30")
+        values = values * np.float32(2.0**-30)
     if not finite.all():
         values = _filled(values, ~finite, voxel_ml, notes, shown)
     else:
@@ -90,10 +94,8 @@ def _filled(
 
 def _emptied(values: NDArray[np.float32], holes: NDArray[np.bool_]) -> NDArray[np.float32]:
     """A copy with 0 in the holes and nothing below 0."""
-    low = values[~holes].min()
-    values = values - min(low, np.float32(0))
-    values[holes] = 0
-    return values
+    low = min(values[~holes].min(), np.float32(0))
+    return np.where(holes, low, values) - low
 
 
 def _constant_border(values: NDArray[np.float32], notes: Notes) -> NDArray[np.bool_] | None:
@@ -139,7 +141,7 @@ def _without_hot_slices(
     low = float(np.percentile(some, 1))
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
-        means = values.mean(axis=others).astype(np.float64) - low
+        means = values.mean(axis=others, dtype=np.float64) - low
         count = len(means)
         if count < 8:
             continue

@@ -33,7 +33,7 @@ from .tracking import TrackingParameters
 logger = logging.getLogger(__name__)
 
 # Raised whenever the same settings give other numbers, so that old and new ones never mix.
-VERSION = 1
+VERSION = 2
 LONGEST_S = 240.0  # of a drawn motion: 10 navigators to begin with and 80 slices
 
 

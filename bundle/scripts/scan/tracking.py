@@ -40,6 +40,13 @@ from .head_state import (
 from .tracking_parameters import TrackingParameters
 
 
+class _Noise(NamedTuple):
+    """Variances (2,) of a pose's error along each axis, mm^2 and degrees^2."""
+
+    varying: NDArray[np.float64]  # from frame to frame
+    steady: NDArray[np.float64]  # the same as long as the head rests
+
+
 class _Weighed(NamedTuple):
     """What a pose makes of a state."""
 
@@ -83,8 +90,8 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self._state: HeadState | None = None
-        self._noise = (0.0, 0.0)  # of the last pose used: variances along each axis, mm^2, deg^2
-        self._candidate: tuple[HeadState, tuple[float, float]] | None = None
+        self._noise = _Noise(np.zeros(2), np.zeros(2))  # of the last pose used
+        self._candidate: tuple[HeadState, _Noise] | None = None
         self._refused = 0
         self._seen_s: float | None = None
         self._watched_s, self._moves = 0.0, 0.0
@@ -92,7 +99,7 @@ class Tracker:
 
     @property
     def noise_scale(self) -> NDArray[np.float64]:
-        """(2,): variance of the poses' errors over what is told of them, in mm^2 and degrees^2."""
+        """(2,): how far poses scatter, in mm^2 and degrees^2, over what was thought at first."""
         told = self.parameters.learn_poses
         return (told + self._scatter) / (told + self._resting)
 
@@ -141,10 +148,7 @@ class Tracker:
                 f"{translation_sd_mm} mm"
             )
         scale = self.noise_scale
-        noise = (
-            float(scale[0]) * (translation_sd_mm / RADIUS_PER_SD) ** 2,
-            float(scale[1]) * (rotation_sd_deg / RADIUS_PER_SD) ** 2,
-        )
+        noise = self._split(scale, translation_sd_mm, rotation_sd_deg)
         fresh = self._from_pose(time_s, pose, noise)
         if self._state is None:
             self._accept(fresh, noise)
@@ -184,11 +188,11 @@ class Tracker:
         mean = mean_state(futures, state)
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = mean.rotation.as_matrix(), mean.position_mm
-        steady = self.parameters.steady_share
+        steady = self._noise.steady
         breathing = self.parameters.breathing_mm**2
         weights = [weight for weight, _ in futures]
-        mm = [s.cov_mm[0, 0] + breathing + steady * self._noise[0] for _, s in futures]
-        deg = [s.cov_deg[0, 0] + steady * self._noise[1] for _, s in futures]
+        mm = [s.cov_mm[0, 0] + breathing + steady[0] for _, s in futures]
+        deg = [s.cov_deg[0, 0] + steady[1] for _, s in futures]
         return Tracked(
             pose,
             min(radius_of(weights, deg), 180.0),
@@ -196,15 +200,24 @@ class Tracker:
             max(time_s - state.time_s, 0.0),
         )
 
-    def _accept(self, state: HeadState, noise: tuple[float, float]) -> None:
+    def _split(
+        self, scale: NDArray[np.float64], translation_sd_mm: float, rotation_sd_deg: float
+    ) -> _Noise:
+        """The noise of a pose whose 68 % radii are told.
+
+        What is told is the whole error. Of a part of it poses of a head at rest show how large it
+        is: that by which they scatter. What does not scatter is steady.
+        """
+        told = (np.array([translation_sd_mm, rotation_sd_deg]) / RADIUS_PER_SD) ** 2
+        varying = scale * (1 - self.parameters.steady_share) * told
+        return _Noise(varying, np.maximum(told - varying, self.parameters.steady_share * told))
+
+    def _accept(self, state: HeadState, noise: _Noise) -> None:
         self._state, self._noise, self._candidate, self._refused = state, noise, None, 0
 
-    def _from_pose(
-        self, time_s: float, pose: NDArray[np.float64], noise: tuple[float, float]
-    ) -> HeadState:
+    def _from_pose(self, time_s: float, pose: NDArray[np.float64], noise: _Noise) -> HeadState:
         """What one pose alone says."""
         p = self.parameters
-        varying = 1 - p.steady_share
         chance = p.move_s / (p.move_s + self.rest_s)
         return HeadState(
             time_s,
@@ -212,8 +225,8 @@ class Tracker:
             Rotation.from_matrix(pose[:3, :3]),
             np.zeros(3),
             np.zeros(3),
-            np.diag([varying * noise[0] + p.breathing_mm**2, chance * p.move_mm_s**2]),
-            np.diag([varying * noise[1], chance * p.move_deg_s**2]),
+            np.diag([noise.varying[0] + p.breathing_mm**2, chance * p.move_mm_s**2]),
+            np.diag([noise.varying[1], chance * p.move_deg_s**2]),
             chance,
         )
 
@@ -233,22 +246,19 @@ class Tracker:
             futures.append(((1 - rested) * share, replace(moved, moving=at_end)))
         return futures
 
-    def _weigh(
-        self, before: HeadState, seen: HeadState, noise: tuple[float, float], wrong: float
-    ) -> _Weighed:
+    def _weigh(self, before: HeadState, seen: HeadState, noise: _Noise, wrong: float) -> _Weighed:
         p = self.parameters
-        spread_mm2 = (1 - p.steady_share) * noise[0] + p.breathing_mm**2
-        spread_deg2 = (1 - p.steady_share) * noise[1]
+        spread_mm2 = noise.varying[0] + p.breathing_mm**2
         # a head that has moved has another steady error than before
-        steady = 2 * p.steady_share
+        other = 2 * noise.steady
         updated: list[HeadState] = []
         logs, surprise = [], np.ones(2)
         for chance, future in self._futures(before, seen.time_s - before.time_s):
             off_mm = seen.position_mm - future.position_mm
             off_deg = np.rad2deg((seen.rotation * future.rotation.inv()).as_rotvec())
             rested = not updated  # the first future
-            noise_mm2 = spread_mm2 + (0 if rested else steady * noise[0])
-            noise_deg2 = spread_deg2 + (0 if rested else steady * noise[1])
+            noise_mm2 = spread_mm2 + (0 if rested else other[0])
+            noise_deg2 = noise.varying[1] + (0 if rested else other[1])
             if rested:
                 surprise[0] = off_mm @ off_mm / (3 * (future.cov_mm[0, 0] + noise_mm2))
                 surprise[1] = off_deg @ off_deg / (3 * (future.cov_deg[0, 0] + noise_deg2))

@@ -17,10 +17,10 @@ class TrackingParameters:
     leap_share : share of the moves that are leaps
     breathing_mm : standard deviation of the position along each axis by the mother's breathing,
         which frames 1 to 3 s apart cannot follow
-    learn_poses : how many poses of a head at rest have to be seen to count as much as the noise
-        that is told; what is told is scaled by how far they scatter
     steady_share : share of the variance of a pose's error that stays the same from frame to frame
-        while the head rests, so that more frames do not average it out
+        while the head rests, so that more frames do not average it out: at least, and at first
+    learn_poses : how many poses of a head at rest have to be seen to count as much as this; it then
+        follows from how far they scatter
     wrong_share : how often a pose is quite wrong, where nothing else is known
     patience : so many refused poses one after the other restart the track, agreeing or not
     """
@@ -36,7 +36,7 @@ class TrackingParameters:
     leap_mm_s: float = 6.0
     leap_share: float = 0.15
     breathing_mm: float = 0.35
-    learn_poses: float = 1.0
     steady_share: float = 0.4
+    learn_poses: float = 1.0
     wrong_share: float = 0.02
     patience: int = 3
