@@ -166,8 +166,17 @@ def test_navigators_without_a_pose_are_counted_and_the_last_one_is_held():
 
 
 def test_a_stack_without_a_certain_pose_at_the_beginning_is_not_started():
-    with pytest.raises(NotStarted, match="no certain pose in 10 navigators"):
+    with pytest.raises(NotStarted, match=r"no certain pose in 10 navigators; the last: no_head$"):
         scanned(still(), StubEstimator(lacking=range(20)))
+
+
+def test_why_a_stack_is_not_started_is_told():
+    class Dark(StubEstimator):
+        def estimate(self, truth):
+            return Estimate(Status.EMPTY, None, 0.0, expected_noise(0.0), None, None, "all is 0")
+
+    with pytest.raises(NotStarted, match=r"the last: empty, all is 0$"):
+        scanned(still(), Dark())
 
 
 def test_the_field_of_view_follows_the_head_in_steps():
@@ -417,6 +426,7 @@ def test_the_estimator_finds_the_heads_of_the_inference_command():
     np.testing.assert_allclose(found[3].head_to_world[:3, 3], [100 - 22, 38, 38])
     assert found[0].noise.rotation_sd_deg < found[2].noise.rotation_sd_deg
     assert found[1].head_to_world is None
+    assert [e.message for e in found] == ["", "volume: every voxel is 0", "", ""]
 
 
 def test_the_config_names_every_option_of_the_page():

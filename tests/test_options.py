@@ -254,9 +254,8 @@ def test_the_bundle_is_found_from_elsewhere(config, tmp_path, monkeypatch):
     assert f"--bundle_root {tmp_path}: no bundle there" in str(raised.value.__cause__)
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize("name", ["train", "inference", "closed_loop"])
 def test_a_config_finds_its_scripts_by_its_own_place(name, tmp_path, monkeypatch):
-    """The expression counts the calls of MONAI between itself and the workflow."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p) != BUNDLE])
     create_workflow(
@@ -264,6 +263,27 @@ def test_a_config_finds_its_scripts_by_its_own_place(name, tmp_path, monkeypatch
         workflow_type="infer",
         dataset_dir=str(tmp_path),
     )
+    assert sys.path[0] == str(BUNDLE)
+
+
+@pytest.mark.parametrize(
+    "names", [["train"], ["inference"], ["closed_loop"], ["train", "multi_gpu_train"]]
+)
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_config_finds_itself_however_deep_the_calls_of_monai_are(names, calls, monkeypatch):
+    """By a path from another folder too; only the entries that find the scripts are run."""
+    monkeypatch.chdir(BUNDLE.parent)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p) != BUNDLE])
+    for _ in range(calls):
+        inner = ConfigParser.get_parsed_content
+        monkeypatch.setattr(
+            ConfigParser, "get_parsed_content", lambda self, *a, _f=inner, **k: _f(self, *a, **k)
+        )
+    files = [f"{BUNDLE.name}/configs/{name}.json" for name in names]
+    workflow = ConfigWorkflow(config_file=files, workflow_type="infer", logging_file=False)
+    entries = workflow.parser["initialize"]
+    workflow.parser["initialize"] = [e for e in entries if isinstance(e, str) and "sys.path" in e]
+    workflow.initialize()
     assert sys.path[0] == str(BUNDLE)
 
 

@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import inference_runs
 from conftest import GRIDS, head_pose
-from inference_runs import run, save_head
+from inference_runs import prediction, run, save_head
 from scripts.evaluation import case_outputs, pose_writer
 from scripts.evaluation.run_folder import RunFolder
 from scripts.files import write_nifti
@@ -51,7 +52,7 @@ def test_every_case_has_what_it_can_have(everything):
         f"_head_to_world.{end}" for end in ("tfm", "mat", "lta", "aff12.1D")
     }
     expected = {case + end for case in ("LAS", "PIL", "oblique") for end in with_pose}
-    expected |= {"empty_pose.json", "empty_pose.png", "empty_mask.nii.gz", "text_pose.json"}
+    expected |= {"empty_pose.json", "empty_pose.png", "text_pose.json"}
     assert visible(everything / "out") == expected | {"report.html", "poses.tsv"}
 
 
@@ -74,7 +75,28 @@ def test_masks_lie_on_the_input_around_the_head(everything):
         inside = np.argwhere(np.asarray(mask.dataobj) == 1)
         center = (source.affine @ [*inside.mean(0), 1])[:3]
         np.testing.assert_allclose(center, head_pose()[:3, 3], atol=1.5)
-    assert not np.asarray(nib.load(everything / "out/empty_mask.nii.gz").dataobj).any()
+
+
+def test_no_mask_stands_beside_a_case_without_a_head(tmp_path, monkeypatch):
+    """Nor that of an earlier run, which found one; the localizer may have marked something."""
+    save_head(tmp_path / "in/a.nii.gz")
+    run(tmp_path / "in", RunFolder(tmp_path / "out", outputs="mask"))
+    assert (tmp_path / "out/a_mask.nii.gz").exists()
+
+    def marked(batch, pose, confidence):
+        found = prediction(batch, head_pose(), confidence)
+        return found | {"head_to_grid": np.nan * found["head_to_grid"]}
+
+    monkeypatch.setattr(inference_runs, "prediction", marked)
+    run(tmp_path / "in", RunFolder(tmp_path / "out", outputs="mask"))
+    record = records(tmp_path / "out")["a"]
+    assert (record["status"], record["warnings"]) == ("no_head", [])
+    assert record["brain_volume_ml"] > 0
+    assert visible(tmp_path / "out") == {"a_pose.json"}
+    # and nothing is missing: a run that goes on leaves the case as it is
+    again = RunFolder(tmp_path / "out", outputs="mask", resume=True)
+    run(tmp_path / "in", again)
+    assert again.kept == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a$b$c_{", "ma<b>&'\"", "头é %#?"])

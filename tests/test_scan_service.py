@@ -346,6 +346,16 @@ def test_a_client_that_does_not_read_is_let_go(running, monkeypatch):
     client.close()
 
 
+def test_answers_that_break_off_are_told_with_the_reason(caplog):
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, ScannerLink(port=server.getsockname()[1]) as link:
+        service, _ = server.accept()
+        service.sendall(struct.pack("<HI", 5, 100) + b"half a message")
+        service.close()
+        assert link.receive() is None
+    assert "the answers break off: EOFError" in caplog.text
+
+
 def test_times_of_the_scanner_give_the_same_slices_however_fast(link):
     link.configure({"time_stamp_ms": 2.5})
     found = []

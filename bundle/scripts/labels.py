@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
+
+if TYPE_CHECKING:  # MONAI takes seconds to import, and `prescribe` needs only the names
+    from monai.data import MetaTensor
 
 BACKGROUND, BRAIN, EYES, UNKNOWN = 0, 1, 2, 255
 
@@ -47,5 +49,5 @@ def check_label(label: MetaTensor, image: MetaTensor) -> None:
     values = label.as_tensor()
     known = (values == 0) | (values == 1) | (values == 2)
     if not known.all():
-        found = torch.unique(values).tolist()
+        found = values.unique().tolist()
         raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")

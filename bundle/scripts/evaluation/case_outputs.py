@@ -47,9 +47,11 @@ def write_picture(path: Path, finding: Finding, image: Image) -> None:
 
 
 def write_brain_mask(path: Path, finding: Finding, image: Image) -> None:
-    """The mask on the input's grid, also where there is no pose; empty if nothing was found."""
-    mask = label_to_grid(finding.label, finding.label_affine, image.values.shape, image.affine)
-    write_mask(path, mask, image.affine, image.header)
+    """The mask on the input's grid, where there is a pose."""
+    # without one, what the localizer marked was not taken for a head: no mask may say "brain" of it
+    if finding.pose is not None:
+        mask = label_to_grid(finding.label, finding.label_affine, image.values.shape, image.affine)
+        write_mask(path, mask, image.affine, image.header)
 
 
 def write_aligned_volume(path: Path, finding: Finding, image: Image, voxel_mm: float) -> None:

@@ -24,7 +24,8 @@ class Estimate(NamedTuple):
     """What is found in one volume.
 
     head_to_world (4, 4) or None; brain (i, j, k) bool with affine (4, 4) voxel to world, on the
-    working grid, None where the volume could not be looked at; noise, that of the pose.
+    working grid, None where the volume could not be looked at; noise, that of the pose; message,
+    why a volume could not be looked at, else empty.
     """
 
     status: Status
@@ -33,6 +34,7 @@ class Estimate(NamedTuple):
     noise: Noise
     brain: NDArray[np.bool_] | None
     affine: NDArray[np.float64] | None
+    message: str = ""
 
 
 class HeadPoseEstimator:
@@ -75,7 +77,7 @@ class HeadPoseEstimator:
         sizes: dict[Any, list[int]] = {}
         for k, prepared in enumerate(images):
             if isinstance(prepared, VolumeError):
-                found[k] = _nothing(prepared.status)
+                found[k] = _nothing(prepared.status, str(prepared))
             else:
                 sizes.setdefault(prepared.shape, []).append(k)
         for numbers in sizes.values():
@@ -105,5 +107,5 @@ class HeadPoseEstimator:
         return Estimate(status, pose, confidence, noise, brain, affine)
 
 
-def _nothing(status: Status) -> Estimate:
-    return Estimate(status, None, 0.0, expected_noise(0.0), None, None)
+def _nothing(status: Status, message: str = "") -> Estimate:
+    return Estimate(status, None, 0.0, expected_noise(0.0), None, None, message)

@@ -37,11 +37,12 @@ class NetworkPart:
         read_weights(self.weights)  # what is wrong with them is said at once
 
         from ..network import HeadPoseNet
-        from ..process import keep_imports
+        from ..process import keep_imports, sleep_while_waiting
         from .estimator import HeadPoseEstimator
 
         if self.threads:
             torch.set_num_threads(self.threads)
+        sleep_while_waiting()
         estimator = HeadPoseEstimator(
             HeadPoseNet(), self.weights, self.device, uncertain_below=self.uncertain_below
         )
@@ -70,15 +71,15 @@ class NetworkPart:
             values = cure(job.values, voxel_ml, notes, f"navigator {job.number}")
             (seen,) = estimator([(values, job.affine)])  # type: ignore[operator]
         except VolumeError as error:
-            return Found(str(error.status), message=str(error))
+            return Found(str(error.status), message="; ".join([*notes.warnings, str(error)]))
         except Exception as error:  # one navigator never stops the others
             return Found("failed", message=f"{type(error).__name__}: {error}")
         extent = None
         if seen.head_to_world is not None and seen.brain is not None and seen.brain.any():
             extent = mask_extent_mm(seen.brain, seen.affine, seen.head_to_world, self.tilt_deg)
-        message = "; ".join(notes.warnings)
+        said = list(notes.warnings)
         if seen.head_to_world is None:
-            message = "; ".join([*notes.warnings, f"no head found ({seen.status})"])
+            said.append(seen.message or f"no head found ({seen.status})")
         return Found(
             str(seen.status),
             seen.head_to_world,
@@ -87,6 +88,6 @@ class NetworkPart:
             float(seen.noise.rotation_sd_deg),
             float(seen.noise.translation_sd_mm),
             float(seen.noise.wrong_share),
-            message,
+            "; ".join(said),
             time.perf_counter() - start,
         )

@@ -18,8 +18,9 @@ from .pose_job import Found, Job
 logger = logging.getLogger(__name__)
 
 # Threads of OpenMP that wait for the others spin by default: with busy cores one inference took
-# 15 s in place of half a second.
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# 15 s in place of half a second. This is for LLVM's and Intel's library; of GNU's no policy is
+# chosen here, so that `process.sleep_while_waiting` acts in the process (docs/deployment.md).
+PATIENT_THREADS = {"KMP_BLOCKTIME": "0"}
 LONGEST_S = 30.0  # a volume that takes longer has hung the process
 LOADING_S = 300.0
 LONGEST_PAUSE_S = 10.0

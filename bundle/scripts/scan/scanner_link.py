@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import socket
 import threading
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .mrd_images import slice_images, volume_image
 from .mrd_stream import Sender
+
+logger = logging.getLogger(__name__)
 
 # The least that the schema asks for.
 HEADER_XML = """<?xml version="1.0"?>
@@ -101,6 +104,6 @@ class ScannerLink:
             with self.socket.makefile("rb") as stream:
                 for text in ProtocolDeserializer(stream).deserialize():
                     self._answers.put(json.loads(str(text)))
-        except (EOFError, OSError, ValueError):
-            pass
+        except (EOFError, OSError, ValueError) as error:
+            logger.warning("the answers break off: %s: %s", type(error).__name__, error)
         self._answers.put(None)

@@ -169,7 +169,11 @@ def _start(
         found += estimator([(navigator.image, navigator.affine)])
         if found[-1].status == Status.OK:
             return found
-    raise NotStarted(f"no certain pose in {protocol.start_tries} navigators")
+    last = found[-1]
+    raise NotStarted(
+        f"no certain pose in {protocol.start_tries} navigators; the last: {last.status}"
+        + (f", {last.message}" if last.message else "")
+    )
 
 
 def _plan(
