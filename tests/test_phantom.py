@@ -292,6 +292,48 @@ def test_dataset(tmp_path: Path) -> None:
     assert len(set(subjects)) == 4
 
 
+def test_a_brain_alone_is_cut_out_where_it_was(tmp_path: Path) -> None:
+    whole, brain = (
+        write_dataset(
+            tmp_path / str(only), 2, 0, 0, headless_share=0.0, voxel_mm=(4, 4, 4), brain_only=only
+        )
+        for only in (False, True)
+    )
+    for before, after in zip(
+        *(json.loads(path.read_text())["training"] for path in (whole, brain)), strict=True
+    ):
+        assert before["head_to_world"] == after["head_to_world"]
+        given, cut = (
+            [nib.load(path.parent / entry[key]) for key in ("image", "label")]
+            for path, entry in ((whole, before), (brain, after))
+        )
+        image, label = (np.asanyarray(file.dataobj) for file in cut)
+        assert image.size < 0.2 * given[0].get_fdata().size
+        # every voxel that is kept has the value that it had at its place in the world
+        kept = np.argwhere(image > 0)
+        world = nib.affines.apply_affine(cut[0].affine, kept)
+        old = np.rint(nib.affines.apply_affine(np.linalg.inv(given[0].affine), world)).astype(int)
+        assert np.array_equal(given[0].get_fdata()[tuple(old.T)], image[tuple(kept.T)])
+        # the whole brain or nearly, little else, and a border of zeros
+        brain_voxels = (np.asanyarray(given[1].dataobj) == 1).sum()
+        assert (label == 1).sum() > 0.6 * brain_voxels
+        assert brain_voxels * 0.6 < (image > 0).sum() < 4 * brain_voxels
+        inner = np.zeros(image.shape, bool)
+        inner[3:-3, 3:-3, 3:-3] = True
+        assert not image[~inner].any()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"sequence": "haste"}, {"headless_share": 0.5}, {"voxel_mm": (3, 3, 4)}, {"voxel_mm": None}],
+)
+def test_brains_alone_are_cubic_at_rest_and_always_there(tmp_path: Path, other: dict) -> None:
+    given = {"headless_share": 0.0, "voxel_mm": (4, 4, 4)} | other
+    with pytest.raises(ValueError, match="brain_only takes cubic voxel_mm"):
+        write_dataset(tmp_path / "d", 1, 0, 0, brain_only=True, **given)
+    assert not (tmp_path / "d").exists()
+
+
 def test_dataset_resumes_and_grows(tmp_path: Path) -> None:
     write_dataset(tmp_path / "a", 2, 0, 1, **SMALL)
     whole = json.loads((tmp_path / "a/dataset.json").read_text())

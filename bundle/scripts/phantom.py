@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--voxel_mm", type=_numbers, help="such as 6,6,6; drawn if not given")
     parser.add_argument("--sequence", choices=(*SEQUENCES, "varied"), help="stacks with motion")
     parser.add_argument("--coarsen", type=float, default=1.0, help="factor of the in-plane voxel")
+    parser.add_argument(
+        "--brain_only", action="store_true", help="cut out along the brain, as reconstructions are"
+    )
     options = vars(parser.parse_args(arguments))
     if len(options["ga_weeks"]) != 2:
         parser.error("--ga_weeks takes two ages, such as 20,38")

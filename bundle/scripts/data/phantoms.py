@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import ignite.distributed as idist
 import numpy as np
 from tqdm import tqdm
 
+from ..labels import BRAIN
 from ..simulation.anatomy import AGE_RANGE_WEEKS
-from ..simulation.volume import PhantomGenerator
+from ..simulation.volume import Phantom, PhantomGenerator
+from .brain_only import within
 from .dataset_entries import SECTIONS
 from .dataset_files import DatasetFiles
 
@@ -37,6 +40,7 @@ def write_dataset(
     voxel_mm: Sequence[float] | None = None,
     sequence: str | None = None,
     coarsen: float = 1.0,
+    brain_only: bool = False,
     num_workers: int = 2,
 ) -> Path:
     """Write a MONAI datalist of phantoms; return the path of its dataset.json.
@@ -50,6 +54,8 @@ def write_dataset(
     headless_share : share in 0..1 of the training and validation volumes that show no head; their
         "head_to_world" is null.
     ga_weeks, contrast, voxel_mm, sequence, coarsen : see `PhantomGenerator`.
+    brain_only : cut out along the brain, as reconstructions are; takes cubic ``voxel_mm``, no
+        ``sequence`` and a ``headless_share`` of 0.
     num_workers : processes that make volumes.
 
     Raises
@@ -66,6 +72,11 @@ def write_dataset(
         raise ValueError(f"headless_share must lie in 0..1, got {headless_share}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
+    if brain_only and (sequence is not None or headless_share or len(set(voxel_mm or (1, 2))) > 1):
+        raise ValueError(
+            "brain_only takes cubic voxel_mm, no sequence and a headless_share of 0, got "
+            f"voxel_mm={voxel_mm}, sequence={sequence!r}, headless_share={headless_share:g}"
+        )
     generator = PhantomGenerator(
         ga_weeks, contrast, voxel_mm=voxel_mm, sequence=sequence, coarsen=coarsen
     )
@@ -79,6 +90,8 @@ def write_dataset(
     }
     if sequence is not None:  # data sets of version 0.8 do not say it
         parameters.update(sequence=sequence, coarsen=float(coarsen))
+    if brain_only:
+        parameters.update(brain_only=True)
     files = DatasetFiles(Path(dataset_dir), "phantom", parameters)
     files.start()
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
@@ -101,6 +114,24 @@ def write_dataset(
     return files.finish(entries)
 
 
+def brain_of(phantom: Phantom, random: np.random.RandomState, border: int = 3) -> Phantom:
+    """The brain of a phantom alone, cut tight or loose, in a smaller volume.
+
+    As `RandBrainMaskd` cuts: from 2 mm within to 10 mm beyond the label, rippled by up to 2 mm.
+    Around it stay ``border`` voxels of zero. The phantom's voxels are cubic.
+    """
+    spacing_mm = float(np.linalg.norm(phantom.affine[:3, 0]))
+    ripple_mm = random.normal(size=(4, 4, 4)) * random.uniform(0, 2)
+    kept = within(phantom.label == BRAIN, random.uniform(-2, 10), spacing_mm, ripple_mm)
+    found = np.nonzero(kept)
+    first = np.array([i.min() for i in found])
+    box = tuple(slice(i.min(), i.max() + 1) for i in found)
+    affine = phantom.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ (first - border)
+    image, label = (np.pad((a * kept)[box], border) for a in (phantom.image, phantom.label))
+    return replace(phantom, image=image, label=label, affine=affine)
+
+
 def embedded_dataset(bundle_root: str | os.PathLike[str]) -> str:
     """Path of the bundle's own phantom data set, made at the first call (a few minutes)."""
     root = Path(bundle_root) / "data" / "phantom"
@@ -120,6 +151,8 @@ def _write_volume(
     sequence = np.random.SeedSequence([files.parameters["seed"], SECTIONS.index(section), i])
     generator.set_random_state(seed=int(sequence.generate_state(1)[0]))
     phantom = generator(head)
+    if files.parameters.get("brain_only"):
+        phantom = brain_of(phantom, generator.R)
     pose, right, left = phantom.head_to_world, phantom.right_eye_mm, phantom.left_eye_mm
     entry = {
         **files.paths(section, name),
