@@ -23,7 +23,7 @@ from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
-from scripts.federated import client
+from scripts.federated import client, job
 from scripts.federated.job import FILTERS, HeadPoseRecipe, main, simulate
 from scripts.federated.kit import CLASSES, LOG_STREAMER, prepare_kit
 from scripts.federated.server import (
@@ -34,7 +34,7 @@ from scripts.federated.server import (
     is_better,
     pooled,
 )
-from scripts.federated.site import Plan
+from scripts.federated.site import OWN_RELEASE, Plan
 
 WEIGHTS = {
     "localizer.w": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -209,8 +209,8 @@ class Flare:
         self.noise.append(np.random.normal())  # noqa: NPY002 - as NVFlare's filters do
 
 
-def task(number, before=lambda: None, name="train"):
-    meta = {"plan": {"rounds": 2, "overrides": SMALL}, "task": name}
+def task(number, before=lambda: None, name="train", plan=(), **meta):
+    meta = {"plan": {"rounds": 2, "overrides": SMALL, **dict(plan)}, "task": name, **meta}
     return FLModel(params=small_weights(), current_round=number, meta=meta), before
 
 
@@ -247,13 +247,94 @@ def test_a_client_refuses_until_its_data_are_there_then_trains(run_client, tmp_p
     assert len({*flare.noise, *run_client(task(0)).noise}) == 4
 
 
-def test_a_client_tells_no_more_than_the_kind_of_an_unexpected_error(run_client, tmp_path):
-    data = write_site(tmp_path / "data", training=2)
-    (data / "head.nii.gz").write_bytes(b"not an image of Jane Doe")
+def test_a_client_tells_no_more_than_the_kind_of_an_unexpected_error(
+    run_client, monkeypatch, tmp_path
+):
+    def fail(*_):
+        raise OverflowError(f"{tmp_path}/Jane_Doe")
+
+    write_site(tmp_path / "data", training=2)
+    monkeypatch.setattr(client.FederatedSite, "evaluate", fail)
     (refused,) = run_client(task(0)).sent
     assert refused.params is None
-    assert refused.meta["refused"].startswith("failed (RuntimeError), see the site's log")
-    assert str(tmp_path) not in refused.meta["refused"]
+    assert refused.meta["refused"] == "failed (OverflowError), see the site's log"
+
+
+def test_a_client_names_the_entry_that_cannot_be_read_until_it_can(run_client, tmp_path):
+    data = write_site(tmp_path / "data", training=1)
+    bad, good = data / "other_head.nii.gz", (data / "other_head.nii.gz").read_bytes()
+    bad.write_bytes(b"not an image of Jane Doe")
+    refused, trained = run_client(task(0), task(1, lambda: bad.write_bytes(good))).sent
+    assert refused.params is None
+    assert "validation[0]" in refused.meta["refused"]
+    for secret in (str(tmp_path), "head.nii", "Jane"):
+        assert secret not in refused.meta["refused"]
+    assert trained.params
+
+
+def test_a_client_that_refused_a_round_looks_anew_at_all_but_its_network(
+    run_client, monkeypatch, tmp_path
+):
+    """A moment of Adam that is not finite, or a volume that was read before it was mended."""
+    opened = []
+
+    class Site:
+        def __init__(self, *_):
+            opened.append(self)
+
+        def check_weights(self, weights, _):
+            if weights is None:
+                raise client.OtherNetwork("another architecture")
+
+        def evaluate(self, *_):
+            raise client.SiteError("validation[0] cannot be read")
+
+    monkeypatch.setattr(client, "FederatedSite", Site)
+    other = task(0)[0]
+    other.params = None
+    sent = run_client((other, lambda: None), task(1), task(2)).sent
+    words = ["another architecture", *["validation[0] cannot be read"] * 2]
+    assert [reply.meta["refused"] for reply in sent] == words
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"plan": {"keep_all": True}, "release": "99.0"},
+            "what this site does not know: ['keep_all']; the federation's jobs are of release "
+            f"99.0, this site has {OWN_RELEASE}: install release 99.0 (make federated-setup",
+        ),
+        ({"plan": {"keep_all": True}}, f"older than this site's, which is {OWN_RELEASE}: ask"),
+        ({"plan": {"share": "eyes"}, "release": "99.0"}, "share must be one of"),
+        ({"plan": {"rounds": "3"}, "release": "99.0"}, "install release 99.0"),
+        ({"plan": {"keep_all": True}, "release": OWN_RELEASE}, "not know: ['keep_all']"),
+        ({"release": "<b>99</b>"}, "names no release"),
+    ],
+)
+def test_a_job_that_a_site_does_not_understand_says_what_to_install(given, words, run_client):
+    """No "failed (TypeError)", which would tell nobody anything."""
+    (refused,) = run_client(task(0, **given)).sent
+    assert words in refused.meta["refused"]
+    assert ("install" in words) <= (given.get("release") != OWN_RELEASE)
+    assert refused.params is None
+
+
+def test_the_server_hands_on_the_release_of_who_exported_the_job(monkeypatch):
+    sent = []
+    for release in ("99.0", ""):
+        server = HeadPoseFederation(rounds=1, release=release)
+        server.fl_ctx = server.engine = _Context()
+        server._weights = dict(WEIGHTS)
+        for name in ("info", "_wait", "_write_history"):
+            monkeypatch.setattr(server, name, lambda *_: None)
+        monkeypatch.setattr(server, "engine", _Engine())
+        monkeypatch.setattr(server, "send_model", lambda data, **_: sent.append(data.meta))
+        server._ask("train", 0)
+    # an older release has no such word, and the sites are to know
+    assert sent[0] == {**sent[1], "release": "99.0"}
+    assert set(sent[1]) == {"plan"}
 
 
 def test_a_client_without_a_site_file_says_so(run_client, monkeypatch):
@@ -283,7 +364,9 @@ def simulated(tmp_path_factory, start):
     kept = {name: files_in(folder / name) for name in ("one", "two", "three")}
     shipped = files_in(BUNDLE / "models")
     arguments = {"plan": Plan(1, overrides=SMALL), "init_path": start, "grace_s": 3600.0}
-    simulate(sites, folder / "out", arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "OWN_RELEASE", "99.0")
+        simulate(sites, folder / "out", arguments)
     assert kept == {name: files_in(folder / name) for name in kept}
     assert files_in(BUNDLE / "models") == shipped
     return folder / "out"
@@ -311,6 +394,8 @@ def test_another_architecture_is_refused_and_the_others_go_on(simulated):
     for record in history:
         assert list(record["sites"]) == ["site-1", "site-2"]
         assert "another architecture: localizer" in record["refused"]["site-3"]
+        # the sites are told by the job, which the lead has exported
+        assert "are of release 99.0, this site has" in record["refused"]["site-3"]
     log = (simulated / "nvflare/head_pose/server/log.txt").read_text()
     assert "site-3 does not take part in round 0: another architecture" in log
 
@@ -390,6 +475,7 @@ def test_an_exported_job_has_no_code_no_path_of_this_machine_and_all_of_the_plan
         assert str(BUNDLE.parent) not in path.read_text()
         assert str(tmp_path) not in path.read_text()
     (workflow,) = server["workflows"]
+    assert workflow["args"]["release"] == OWN_RELEASE
     assert workflow["path"] == "scripts.federated.server.HeadPoseFederation"
     made = HeadPoseFederation(**workflow["args"])
     assert made._plan == Plan(7, 2, "rotation", {"batch_size": 2, "rotation_lr": 0.001})
@@ -433,6 +519,13 @@ def test_a_privacy_filter_is_in_the_job_and_changes_what_leaves(privacy, tmp_pat
     low, high = {"percentile": (0.48, 0.52), "svt": (0.15, 0.3)}[privacy]
     assert low <= np.mean(left != 0) <= high
     assert np.abs(left - values["rotation.w"])[left != 0].max() > 0
+
+
+class _Engine:
+    """As much of NVFlare's engine as a round asks."""
+
+    def get_clients(self):
+        return []
 
 
 class _Context:
@@ -486,7 +579,10 @@ def test_a_lost_server_is_resumed_from_its_folder(tmp_path, start):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "--job_dir", "J", "--init_path", "none.pt"], "none.pt: no such weights"),
+        (
+            ["export", "--job_dir", "J", "--init_path", "none.pt"],
+            "none.pt: no such file of weights",
+        ),
         (["export", "--job_dir", "J", "--rounds", "0"], "rounds must be 1 or more"),
         (["export", "--job_dir", "J", "--resume_dir", "none"], "nothing to resume"),
         (["export", "--job_dir", "J", "--override", "x=$1"], "override x: expected numbers"),
@@ -509,9 +605,17 @@ def test_bad_arguments_are_refused(arguments, words, capsys, tmp_path, monkeypat
 
 
 def test_weights_that_are_no_state_dict_are_refused(tmp_path):
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: expected a plain state_dict"):
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: no state_dict: 'epoch' is a int"):
         HeadPoseRecipe(Plan(1), tmp_path / "other.pt")
+
+
+def test_a_job_begins_from_a_checkpoint_of_training_too(tmp_path):
+    torch.save({"network": small_weights(), "epoch": 3}, tmp_path / "checkpoint.pt")
+    job, _, _ = exported(tmp_path, "--init_path", str(tmp_path / "checkpoint.pt"))
+    (weights,) = job.rglob("start.pt")
+    state = torch.load(weights, weights_only=True)
+    assert all(torch.equal(state[key], value) for key, value in small_weights().items())
 
 
 def test_the_project_file_gives_kits_with_mutual_tls_that_may_run_the_bundle(tmp_path):

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -17,12 +19,15 @@ from federated_data import OTHER_NETWORK, SMALL, files_in, small_weights, write_
 from scripts.federated.alone import train_alone
 from scripts.federated.report import best_round, compare, draw_rounds, main, read_history
 from scripts.federated.site import (
+    OWN_RELEASE,
     FederatedSite,
+    OtherNetwork,
     Plan,
     ProximalTerm,
     SiteError,
     read_site_file,
     shared_keys,
+    telling_which,
 )
 
 
@@ -197,6 +202,87 @@ def test_weights_of_another_architecture_are_refused(data, start, tmp_path):
         own.check_weights({name: start[name] for name in others})
 
 
+@pytest.mark.parametrize(
+    ("release", "words"),
+    [
+        (
+            "99.0",
+            f"; the federation's weights are of release 99.0, this site has {OWN_RELEASE}: install "
+            "release 99.0 (make federated-setup in a checkout of it)",
+        ),
+        (None, f"; the federation's release is older than this site's, which is {OWN_RELEASE}:"),
+        (OWN_RELEASE, "at this site"),
+    ],
+)
+def test_weights_of_another_release_say_what_to_install(data, start, release, words, tmp_path):
+    own = site(data, tmp_path)
+    own.check_weights(start, release)  # what fits is taken, of whatever release
+    with pytest.raises(OtherNetwork) as error:
+        own.check_weights(dict(list(start.items())[1:]), release)
+    assert words in str(error.value)
+    assert ("install" in str(error.value)) == (release != OWN_RELEASE)
+
+
+def spoil(folder, kind):
+    """Make a data set whose second validation volume cannot be used; words of the refusal."""
+    folder = write_site(folder, training=1, validation=1)
+    content = json.loads((folder / "dataset.json").read_text())
+    # its name is the beginning of another's
+    bad = content["validation"][0] | {"image": "head.nii", "subject": "Jane_Doe"}
+    content["validation"].append(bad)
+    image = nib.load(folder / "head.nii.gz")
+    values = image.get_fdata(dtype=np.float32)
+    if kind == "no contrast":
+        values[:] = 7
+    nib.save(nib.Nifti1Image(values, image.affine), folder / "head.nii")
+    if kind == "cut short":
+        with open(folder / "head.nii", "r+b") as file:
+            file.truncate(20000)
+    if kind == "a wrong pose":
+        bad["head_to_world"] = np.array(bad["head_to_world"])
+        bad["head_to_world"][:3, 3] += 500
+        bad["head_to_world"] = bad["head_to_world"].tolist()
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no contrast", r"bad data: validation\[1\] cannot be read or used \(empty\)"),
+        ("cut short", r"validation\[1\] cannot be read or used \(unreadable\)"),
+        ("a wrong pose", r"its check finds errors, first in validation\[1\]; python -m"),
+    ],
+)
+def test_a_volume_that_cannot_be_used_is_told_by_its_number(kind, words, start, tmp_path):
+    folder = spoil(tmp_path / "data", kind)
+    with pytest.raises(SiteError, match=words) as error:
+        site(folder, tmp_path / "out").evaluate(start, "round_0")
+    for secret in (str(tmp_path), "head.nii", "Jane_Doe"):
+        assert secret not in str(error.value)
+    assert str(folder) in error.value.detail
+    assert "head.nii" in error.value.detail or "739 mm outside" in error.value.detail
+
+
+def test_what_no_volume_causes_is_not_laid_at_its_door(data):
+    with pytest.raises(ZeroDivisionError), telling_which(str(data)):
+        raise ZeroDivisionError(f"{data}: out of memory")
+    text = f"Caught ValueError in DataLoader worker process 0.\n{data}/other_head.nii.gz: cut"
+    with (
+        pytest.raises(SiteError, match=r"validation\[0\] cannot be read"),
+        telling_which(str(data)),
+    ):
+        raise RuntimeError(text)
+
+
+def test_a_file_whose_name_begins_as_another_is_told_from_it(tmp_path):
+    content = {"training": [{"image": "head.nii"}], "validation": [{"image": "head.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for name, place in (("head.nii", r"training\[0\]"), ("head.nii.gz", r"validation\[0\]")):
+        with pytest.raises(SiteError, match=place), telling_which(str(tmp_path)):
+            raise ValueError(f"{tmp_path}/{name}: cut short")
+
+
 def test_weights_that_are_not_finite_are_not_sent(data, start, tmp_path):
     own = site(data, tmp_path)
     broken = {key: value.clone() for key, value in start.items()}
@@ -214,12 +300,23 @@ def test_weights_that_are_not_finite_are_not_sent(data, start, tmp_path):
         ({"rounds": 1, "overrides": {"output_dir": "/"}}, "output_dir"),
         ({"rounds": 1, "overrides": {"init_path": "x"}}, "init_path"),
         ({"rounds": 1, "overrides": {"seed": "$print(1)"}}, "seed: expected numbers"),
-        ({"rounds": 1, "overrides": {"loss": {"_target_": "os.system"}}}, "loss: expected"),
+        (
+            {"rounds": 1, "overrides": {"loss": {"_target_": "os.system"}}},
+            "loss#_target_: expected",
+        ),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         Plan(**arguments)
+
+
+def test_ids_that_nvflare_has_nested_are_put_together_again():
+    """`nvflare job submit` writes {"a": {"b": 1}} for "a#b"; other ways to submit do not."""
+    nested = {"network_def": {"rotation": {"features": [1, 1]}, "crop_size": 8}, "batch_size": 2}
+    flat = {"network_def#rotation#features": [1, 1], "network_def#crop_size": 8, "batch_size": 2}
+    assert Plan(1, overrides=nested) == Plan(1, overrides=flat)
+    assert Plan(1, overrides=nested).overrides == flat
 
 
 @pytest.mark.parametrize(

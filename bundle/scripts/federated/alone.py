@@ -1,4 +1,4 @@
-"""Every site trains by itself: what a federation has to beat."""
+"""What a federation is measured against: every site by itself, and all data in one place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.dataset_entries import SECTIONS, read_dataset, section_of
 from ..files import write_json, write_tensors
 from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
+
+PATHS = ("image", "label")
 
 
 def train_alone(
@@ -38,6 +42,30 @@ def train_alone(
         ]
         for job in jobs:
             job.result()
+
+
+def pool_data(
+    site_files: Mapping[str, str | os.PathLike[str]], folder: str | os.PathLike[str]
+) -> Path:
+    """A site file of all sites' data as those of one: the ceiling that a federation may come to.
+
+    Written with its dataset.json, which names the volumes where they lie, into ``folder``.
+
+    SiteError, FileNotFoundError, ValueError for a site file or a data set that cannot be used.
+    """
+    folder = Path(folder)
+    content: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    for name, path in site_files.items():
+        dataset_dir = Path(read_site_file(path)["dataset_dir"])
+        given = read_dataset(dataset_dir)
+        for section, entries in content.items():
+            for number, entry in enumerate(section_of(given, dataset_dir, section)):
+                files = {key: str(dataset_dir / entry[key]) for key in PATHS if key in entry}
+                subject = f"{name}/{entry.get('subject', f'{section}_{number}')}"
+                entries.append({**entry, **files, "subject": subject})
+    write_json(folder / "dataset.json", content)
+    write_json(folder / "site.json", {"dataset_dir": str(folder), "output_dir": str(folder)})
+    return folder / "site.json"
 
 
 def _train_one(

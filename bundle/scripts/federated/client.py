@@ -18,12 +18,21 @@ from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor
 from nvflare.client.config import ExchangeFormat
 
-from .site import FederatedSite, Plan, SiteError, finite, read_site_file
+from .site import (
+    FederatedSite,
+    OtherNetwork,
+    Plan,
+    SiteError,
+    finite,
+    read_plan,
+    read_release,
+    read_site_file,
+)
 
 logger = logging.getLogger(__name__)
 
 # names of what server and sites tell each other beside weights and metrics
-PLAN, REFUSED, VOLUMES = "plan", "refused", "validation_volumes"
+PLAN, RELEASE, REFUSED, VOLUMES = "plan", "release", "refused", "validation_volumes"
 # the site file, or a folder of them by name where several sites share a machine
 SITE_FILE_VARIABLE = "HEAD_POSE_SITE"
 
@@ -52,13 +61,17 @@ def main() -> None:
         if model is None:
             break
         try:
+            meta = model.meta or {}
+            release = read_release(meta.get(RELEASE))
             if site is None:
-                site = _open(flare.get_site_name(), Plan(**model.meta[PLAN]))
-            site.check_weights(model.params)
+                site = _open(flare.get_site_name(), read_plan(meta.get(PLAN), release))
+            site.check_weights(model.params, release)
             reply = _work(site, model)
         except SiteError as error:
             logger.error("refused: %s", error.detail)
             reply = FLModel(metrics={}, meta={REFUSED: str(error)})
+            # all else may be mended by the next round, and is looked at anew
+            site = site if isinstance(error, OtherNetwork) else None
         except Exception as error:
             # its text may name files of the site, so the server gets its kind only
             logger.exception("round %s failed", model.current_round)

@@ -4,10 +4,11 @@
     python -m scripts.federated.job alone    --sites a=DIR,b=DIR --rounds 3 --output_dir O/alone
     python -m scripts.federated.job export   --min_sites 2 --rounds 20 --job_dir J
     python -m scripts.federated.job prepare  --kit K
+    python -m scripts.federated.job check    --site site.json --kit K
 
 ``simulate`` runs server and sites on this machine; ``alone`` trains every site by itself as many
 epochs, to compare with; ``export`` writes the job that a consortium submits, and ``prepare`` lets a
-start-up kit run it (docs/federated.md).
+start-up kit run it; ``check`` tells a site whether it could take part (docs/federated.md).
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
+if __name__ == "__main__" and find_spec("nvflare") is None:
+    from .site_check import without_nvflare
+
+    sys.exit(without_nvflare(sys.argv[1:]))
+
 from nvflare.apis.filter import Filter
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
@@ -33,11 +39,13 @@ from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
 
 from ..files import replacing, write_json, write_tensors
+from ..weight_files import read_weights
+from . import site_check
 from .alone import train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
 from .kit import CLASSES, prepare_kit
 from .server import KEY_METRICS, START_WEIGHTS, HeadPoseFederation
-from .site import BEST, BUNDLE_ROOT, HISTORY, LAST, SHARES, Plan
+from .site import BEST, BUNDLE_ROOT, HISTORY, LAST, OWN_RELEASE, SHARES, Plan
 
 NAME = "head_pose"
 ALGORITHMS = ("fedavg", "fedprox")
@@ -51,7 +59,7 @@ class HeadPoseRecipe(Recipe):
     Parameters
     ----------
     plan : what every site is asked
-    init_path : plain state_dict to begin from
+    init_path : weights to begin from, see `weight_files.read_weights`
     min_sites : sites without which there is no round
     fedprox_mu : weight of the proximal term; 0 is plain averaging
     key_metric, grace_s : see `HeadPoseFederation`
@@ -86,7 +94,7 @@ class HeadPoseRecipe(Recipe):
             for name in (BEST, HISTORY):
                 job.add_file_to_server(str(Path(resume_dir) / name), app_folder_type="config")
         start = Path(self._files.name) / START_WEIGHTS
-        write_tensors(_read_weights(Path(init_path)), start)
+        write_tensors(read_weights(init_path), start)
         job.to_server(
             HeadPoseFederation(
                 **asdict(plan),
@@ -95,6 +103,7 @@ class HeadPoseRecipe(Recipe):
                 grace_s=grace_s,
                 fedprox_mu=fedprox_mu,
                 key_metric=key_metric,
+                release=OWN_RELEASE,
             )
         )
         job.add_file_to_server(str(start), app_folder_type="config")
@@ -109,15 +118,6 @@ class HeadPoseRecipe(Recipe):
             except TypeError as error:
                 raise ValueError(f"privacy filter {name}: {error}") from error
             self.add_client_output_filter(leaving, tasks=["train"])
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such weights")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected a plain state_dict")
-    return state
 
 
 def _finished_rounds(folder: Path) -> int:
@@ -217,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--output_dir", required=True)
     kit = commands.add_parser("prepare", help="a start-up kit, for this bundle's jobs only")
     kit.add_argument("--kit", required=True, help="folder of the start-up kit")
+    site_check.add_options(
+        commands.add_parser("check", help="could this site take part? A dry run, before it joins")
+    )
     export.add_argument("--job_dir", required=True, help="folder to write the job to")
     for command in (runs, alone, export):
         command.add_argument("--rounds", type=int, default=3)
@@ -251,11 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "prepare":
             print(*prepare_kit(options.kit), sep="\n")
             return
+        if options.command == "check":
+            sys.exit(site_check.run(options))
         plan = Plan(options.rounds, options.local_epochs, options.share, dict(options.override))
         if options.command == "alone":
             output = Path(options.output_dir).resolve()
             files = write_site_files(options.sites, output / "sites", output)
-            weights = _read_weights(Path(options.init_path))
+            weights = read_weights(options.init_path)
             train_alone(files, plan, weights, options.key_metric)
             return
         recipe_arguments: dict[str, Any] = {

@@ -32,6 +32,18 @@ def prepare_kit(kit: str | os.PathLike[str]) -> list[Path]:
 
     FileNotFoundError if the folder is no start-up kit.
     """
+    written = []
+    for name, content in prepared(kit).items():
+        written.append(Path(kit) / "local" / f"{name}.json")
+        write_text(written[-1], json.dumps(content, indent=2) + "\n")
+    return written
+
+
+def prepared(kit: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What `prepare_kit` writes, by the names of the files without their endings.
+
+    That of a prepared kit is what its files hold. FileNotFoundError as there.
+    """
     local = Path(kit) / "local"
     resources, authorization = (_given(local / name) for name in ("resources", "authorization"))
     listed = resources.setdefault("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
@@ -48,11 +60,7 @@ def prepare_kit(kit: str | os.PathLike[str]) -> list[Path]:
         # "any" instead of a list of rights means all of them
         granted = role if isinstance(role, dict) else dict.fromkeys(sorted(rights), role)
         permissions[name] = granted | dict.fromkeys(FORBIDDEN, "none")
-    written = []
-    for name, content in (("resources", resources), ("authorization", authorization)):
-        written.append(local / f"{name}.json")
-        write_text(written[-1], json.dumps(content, indent=2) + "\n")
-    return written
+    return {"resources": resources, "authorization": authorization}
 
 
 def _given(path: Path) -> dict[str, Any]:

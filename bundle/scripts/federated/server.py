@@ -27,7 +27,7 @@ from nvflare.app_common.utils.fedprox_utils import set_fedprox_metadata
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from ..files import replacing, write_json, write_tensors
-from .client import PLAN, REFUSED, VOLUMES
+from .client import PLAN, REFUSED, RELEASE, VOLUMES
 from .site import BEST, HISTORY, LAST, Plan, shared_keys
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -120,6 +120,7 @@ class HeadPoseFederation(ModelController):
     grace_s : seconds that a round waits for the others once min_sites have contributed
     fedprox_mu : weight of FedProx's proximal term, 0 for plain averaging
     key_metric : one of KEY_METRICS, the sites' values weighted by their validation volumes
+    release : of who exported the job; a site with another network tells which one to install
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class HeadPoseFederation(ModelController):
         grace_s: float = 600.0,
         fedprox_mu: float = 0.0,
         key_metric: str = "rotation_deg",
+        release: str = "",
     ) -> None:
         super().__init__(persistor_id="", ignore_result_error=True)
         if not 0 <= start_round < rounds:
@@ -143,7 +145,7 @@ class HeadPoseFederation(ModelController):
         self.rounds, self.local_epochs, self.share = rounds, local_epochs, share
         self.overrides = dict(overrides or {})
         self.start_round, self.min_sites, self.grace_s = start_round, min_sites, grace_s
-        self.fedprox_mu, self.key_metric = fedprox_mu, key_metric
+        self.fedprox_mu, self.key_metric, self.release = fedprox_mu, key_metric, release
         self._plan = Plan(rounds, local_epochs, share, self.overrides)
         self._weights: dict[str, NDArray] = {}
         self._best: Mapping[str, Any] | None = None
@@ -200,7 +202,7 @@ class HeadPoseFederation(ModelController):
             start_round=self.start_round,
             current_round=number,
             total_rounds=self.rounds,
-            meta={PLAN: asdict(self._plan)},
+            meta={PLAN: asdict(self._plan)} | ({RELEASE: self.release} if self.release else {}),
         )
         set_fedprox_metadata(model, self.fedprox_mu or None)
         targets = [

@@ -11,8 +11,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from torch import Tensor, nn
 
 from ..data.datalists import datalist
+from ..data.dataset_check import DatasetError
+from ..data.dataset_entries import read_dataset, section_of
+from ..evaluation.about import bundle_version
 from ..files import replacing
 from ..network.head_pose_net import PARTS
+from ..process import chain, reason
+from ..reading import VolumeError
+from ..reading.printable import printable
 from ..training.optimization import go_to_step
 
 logger = logging.getLogger(__name__)
@@ -36,6 +43,8 @@ SHARES = ("all", *PARTS)
 BEST, LAST, HISTORY = "model.pt", "last.pt", "rounds.json"
 # what a federation decides; a site's own settings or a job's overrides may not
 RESERVED = ("bundle_root", "epochs", "init_path", "resume", "load_weights", "section")
+SECTIONS = ("training", "validation")
+OWN_RELEASE = bundle_version()
 
 
 class SiteError(Exception):
@@ -48,6 +57,10 @@ class SiteError(Exception):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail or message
+
+
+class OtherNetwork(SiteError):
+    """The federation's weights are not those of the site's network, and will not be next time."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,65 @@ class Plan:
             raise ValueError(f"share must be one of {SHARES}, got {self.share!r}")
         if taken := sorted(set(self.overrides) & {*RESERVED, "dataset_dir", "output_dir"}):
             raise ValueError(f"not for a job to override: {', '.join(taken)}")
+        object.__setattr__(self, "overrides", dict(_flat(self.overrides)))
         for key, value in self.overrides.items():
             values = value if isinstance(value, list | tuple) else [value]
             if not all(isinstance(each, bool | int | float) for each in values):
                 raise ValueError(f"override {key}: expected numbers, got {value!r}")
+
+
+def install(what: str, release: str | None) -> str:
+    """What a site does about a federation of another release; "" if it is of the same.
+
+    Parameters
+    ----------
+    what : that comes from the federation, such as "weights"
+    release : the federation's; None where it says none, as releases before 0.10.0
+
+    >>> install("weights", "99.0")[:60]
+    "the federation's weights are of release 99.0, this site has "
+    """
+    where = "(make federated-setup in a checkout of it)"
+    if release is None:
+        return (
+            f"the federation's release is older than this site's, which is {OWN_RELEASE}: ask its "
+            f"lead which one it is, and install that {where}"
+        )
+    if release == OWN_RELEASE:
+        return ""
+    return (
+        f"the federation's {what} are of release {release}, this site has {OWN_RELEASE}: install "
+        f"release {release} {where}"
+    )
+
+
+def read_release(given: object) -> str | None:
+    """The release that a job names, None if it names none.
+
+    SiteError for what is no name of a release: it would be repeated in logs and messages.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, str) or not re.fullmatch(r"[\w.+-]{1,32}", given):
+        raise SiteError("the job names no release that could be one")
+    return given
+
+
+def read_plan(given: object, release: str | None) -> Plan:
+    """The plan that a job brings.
+
+    SiteError, with what to install, for a plan that this release does not understand.
+    """
+    advice = install("jobs", release)
+    advice = advice and f"; {advice}"
+    if not isinstance(given, Mapping):
+        raise SiteError(f"the job brings no plan{advice}")
+    if unknown := sorted(map(str, set(given) - {entry.name for entry in fields(Plan)})):
+        raise SiteError(f"the job asks what this site does not know: {unknown[:4]}{advice}")
+    try:
+        return Plan(**given)
+    except (ValueError, TypeError) as error:
+        raise SiteError(f"the job's plan is not one of this release: {error}{advice}") from error
 
 
 def shared_keys(keys: Sequence[str], share: str) -> list[str]:
@@ -108,6 +176,19 @@ def read_site_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if taken := sorted(set(settings) & set(RESERVED)):
         raise SiteError(f"not for a site to set: {', '.join(taken)}", f"{path}: {taken}")
     return settings
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries under ids such as "network_def#crop_size"; `nvflare job submit` nests them.
+
+    >>> dict(_flat({"batch_size": 2, "network_def": {"rotation": {"levels": 2}}}))
+    {'batch_size': 2, 'network_def#rotation#levels': 2}
+    """
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}#")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class ProximalTerm:
@@ -154,11 +235,9 @@ class FederatedSite:
 
     def __init__(self, name: str, settings: Mapping[str, Any], plan: Plan) -> None:
         self.name, self.plan = name, plan
+        self.dataset_dir = settings["dataset_dir"]
         self.output_dir = Path(settings["output_dir"])
-        self.volumes = {
-            section: _volumes(settings["dataset_dir"], section)
-            for section in ("training", "validation")
-        }
+        self.volumes = {section: _volumes(self.dataset_dir, section) for section in SECTIONS}
         common = {
             "bundle_root": str(BUNDLE_ROOT),
             **plan.overrides,
@@ -177,7 +256,8 @@ class FederatedSite:
             best_model_filepath=None,
             final_model_filepath=None,
         )
-        self.algorithm.initialize({ExtraItems.CLIENT_NAME: name})
+        with telling_which(self.dataset_dir):
+            self.algorithm.initialize({ExtraItems.CLIENT_NAME: name})
         assert self.algorithm.trainer is not None
         self.network: nn.Module = self.algorithm.trainer.network
         for key, parameter in self.network.named_parameters():
@@ -186,23 +266,35 @@ class FederatedSite:
         self.proximal.attach(self.algorithm.trainer)
         self._trained = False
 
-    def check_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """SiteError unless the weights are those of this site's network, key by key."""
+    def check_weights(
+        self, weights: Mapping[str, Tensor], release: str | None = OWN_RELEASE
+    ) -> None:
+        """OtherNetwork unless the weights are those of this site's network, key by key.
+
+        Parameters
+        ----------
+        release : of the federation, None if it names none; the message says what to install
+        """
         own = {key: tuple(value.shape) for key, value in self.network.state_dict().items()}
         given = {key: tuple(value.shape) for key, value in weights.items()}
         for key in sorted({*own, *given}):
             if own.get(key) != given.get(key):
-                raise SiteError(
+                differing = (
                     f"another architecture: {key} has shape {given.get(key, 'none')} in the "
                     f"federation and {own.get(key, 'none')} at this site"
                 )
+                advice = install("weights", release)
+                raise OtherNetwork(f"{differing}; {advice}" if advice else differing)
 
     def evaluate(self, weights: Mapping[str, Tensor], tag: str) -> dict[str, float]:
         """Metrics of weights on the site's validation volumes.
 
         The table of the cases stays at the site, as ``cases_<tag>.csv`` in its output folder.
+
+        SiteError if a volume cannot be read.
         """
-        found = self.algorithm.evaluate(ExchangeObject(weights=dict(weights))).metrics
+        with telling_which(self.dataset_dir):
+            found = self.algorithm.evaluate(ExchangeObject(weights=dict(weights))).metrics
         assert found is not None
         with replacing(self.output_dir / f"cases_{tag}.csv") as partial:
             shutil.copyfile(self.output_dir / "cases.csv", partial)
@@ -216,7 +308,7 @@ class FederatedSite:
         round_number : from 0. A site that begins late takes up the learning rate of its round.
         mu : weight of the proximal term, 0 for none
 
-        SiteError if the weights are not finite afterwards.
+        SiteError if a volume cannot be read, or the weights are not finite afterwards.
         """
         trainer = self.algorithm.trainer
         assert trainer is not None
@@ -228,7 +320,8 @@ class FederatedSite:
         self._trained = True
         self.proximal.mu = mu
         self.proximal.anchor = {key: value.clone() for key, value in weights.items()}
-        self.algorithm.train(ExchangeObject(weights=dict(weights)))
+        with telling_which(self.dataset_dir):
+            self.algorithm.train(ExchangeObject(weights=dict(weights)))
         if not all(value.isfinite().all() for value in self.network.state_dict().values()):
             raise SiteError("training ended in weights that are not finite")
         return self.volumes["training"] * self.plan.local_epochs
@@ -262,10 +355,51 @@ def _volumes(dataset_dir: str, section: str) -> int:
     return len(entries)
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """ "training[3]" out of a message of ``datalist``, which may name files of the site."""
     found = re.search(r"(training|validation)\[\d+\]", str(error))
     return found.group() if found else ""
+
+
+@contextmanager
+def telling_which(dataset_dir: str) -> Iterator[None]:
+    """Raise a SiteError that names the entry, and no file, for an error that a volume causes.
+
+    What no volume causes passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        causes, detail = chain(error), f"{dataset_dir}: {reason(error)}"
+        for cause in causes:
+            if isinstance(cause, DatasetError):
+                where = f", first in {_place(cause)}" if _place(cause) else ""
+                raise SiteError(
+                    f"bad data set: its check finds errors{where}; python -m scripts.datasets "
+                    "check, at the site, lists all",
+                    detail,
+                ) from error
+        if entry := _entry_named("\n".join(map(str, causes)), dataset_dir):
+            kinds = [str(cause.status) for cause in causes if isinstance(cause, VolumeError)]
+            kind = f" ({kinds[0]})" if kinds else ""
+            raise SiteError(f"bad data: {entry} cannot be read or used{kind}", detail) from error
+        raise
+
+
+def _entry_named(text: str, dataset_dir: str) -> str:
+    """ "training[3]", whose file a message names; "" if it names none.
+
+    From the text, because a loader's worker hands on nothing else.
+    """
+    named, length = "", 0
+    for section in SECTIONS:
+        for number, entry in enumerate(section_of(read_dataset(dataset_dir), dataset_dir, section)):
+            for key in ("image", "label"):
+                path = printable(str(Path(dataset_dir) / str(entry.get(key) or "")))
+                # the longest: a.nii is part of a.nii.gz, and the folder of all
+                if entry.get(key) and path in text and len(path) > length:
+                    named, length = f"{section}[{number}]", len(path)
+    return named
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
