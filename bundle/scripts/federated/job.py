@@ -2,13 +2,17 @@
 
     python -m scripts.federated.job simulate --sites a=DIR,b=DIR --rounds 3 --output_dir O
     python -m scripts.federated.job alone    --sites a=DIR,b=DIR --rounds 3 --output_dir O/alone
+    python -m scripts.federated.job rate     --sites a=DIR,b=DIR --models before=W,alone=O/alone \
+                                             --output_dir O/ratings
     python -m scripts.federated.job export   --min_sites 2 --rounds 20 --job_dir J
     python -m scripts.federated.job prepare  --kit K
     python -m scripts.federated.job check    --site site.json --kit K
 
 ``simulate`` runs server and sites on this machine; ``alone`` trains every site by itself as many
-epochs, to compare with; ``export`` writes the job that a consortium submits, and ``prepare`` lets a
-start-up kit run it; ``check`` tells a site whether it could take part (docs/federated.md).
+epochs, or with ``--pooled`` on all sites' data in one place, to compare with; ``rate`` tells how
+good models are on each site's test volumes; ``export`` writes the job that a consortium submits,
+and ``prepare`` lets a start-up kit run it; ``check`` tells a site whether it could take part
+(docs/federated.md).
 """
 
 from __future__ import annotations
@@ -38,16 +42,18 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
 
+from ..data.dataset_entries import SECTIONS
 from ..files import replacing, write_json, write_tensors
 from ..weight_files import read_weights
 from . import site_check
-from .alone import train_alone
+from .alone import pool_data, train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
 from .kit import CLASSES, prepare_kit
+from .rating import models_of, rate
 from .server import KEY_METRICS, START_WEIGHTS, HeadPoseFederation
 from .site import BEST, BUNDLE_ROOT, HISTORY, LAST, OWN_RELEASE, SHARES, Plan
 
-NAME = "head_pose"
+NAME, POOLED = "head_pose", "pooled"
 ALGORITHMS = ("fedavg", "fedprox")
 # NVFlare's filters of what leaves a site
 FILTERS: Mapping[str, type[Filter]] = {"percentile": PercentilePrivacy, "svt": SVTPrivacy}
@@ -209,12 +215,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("simulate", help="server and sites on this machine")
     alone = commands.add_parser("alone", help="every site by itself, to compare with")
+    rating = commands.add_parser("rate", help="models on the volumes of every site, to compare")
     export = commands.add_parser("export", help="write the job for a real federation")
-    for command in (runs, alone):
+    for command in (runs, alone, rating):
         command.add_argument(
             "--sites", type=_sites, required=True, help="name=DIR,... (or a site file each)"
         )
         command.add_argument("--output_dir", required=True)
+    alone.add_argument(
+        "--pooled", action="store_true", help="one model, on the data of all sites in one place"
+    )
+    rating.add_argument(
+        "--models", type=_sites, required=True,
+        help="name=FILE,... of weights; a folder FILE has one model of each site",
+    )  # fmt: skip
+    rating.add_argument("--section", choices=SECTIONS, default="test")
     kit = commands.add_parser("prepare", help="a start-up kit, for this bundle's jobs only")
     kit.add_argument("--kit", required=True, help="folder of the start-up kit")
     site_check.add_options(
@@ -256,10 +271,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if options.command == "check":
             sys.exit(site_check.run(options))
+        if options.command == "rate":
+            output = Path(options.output_dir).resolve()
+            files = write_site_files(options.sites, output / "sites", output)
+            rate(files, models_of(options.models, list(files)), output, options.section)
+            print(output / options.section)
+            return
         plan = Plan(options.rounds, options.local_epochs, options.share, dict(options.override))
         if options.command == "alone":
             output = Path(options.output_dir).resolve()
             files = write_site_files(options.sites, output / "sites", output)
+            if options.pooled:
+                files = {POOLED: pool_data(files, output / POOLED)}
             weights = read_weights(options.init_path)
             train_alone(files, plan, weights, options.key_metric)
             return

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
@@ -24,9 +25,7 @@ from .site import BEST, BUNDLE_ROOT, read_site_file
 CONFIGS = [str(BUNDLE_ROOT / "configs" / name) for name in ("train.json", "evaluate.json")]
 
 
-def models_of(
-    named: Mapping[str, str | os.PathLike[str]], sites: list[str]
-) -> dict[str, Path]:
+def models_of(named: Mapping[str, str | os.PathLike[str]], sites: list[str]) -> dict[str, Path]:
     """Files of weights by name; a folder stands for one model of each site, "folder/site".
 
     FileNotFoundError for a file that is not there.
@@ -90,14 +89,20 @@ def _rate_site(
         return
     torch.set_num_threads(1)
     own = output / f".{name}"
-    settings = {**read_site_file(site_file), "output_dir": str(own), "section": section}
+    settings: dict[str, Any] = {
+        **read_site_file(site_file),
+        "bundle_root": str(BUNDLE_ROOT),
+        "output_dir": str(own),
+        "section": section,
+        "load_weights": False,
+        "num_workers": 0,
+        "validate#dataset#cache_rate": 1.0,
+    }
     workflow = ConfigWorkflow(
         CONFIGS,
         logging_file=False,
         workflow_type="train",
-        bundle_root=str(BUNDLE_ROOT),
         **settings,
-        **{"load_weights": False, "num_workers": 0, "validate#dataset#cache_rate": 1.0},
     )
     workflow.initialize()
     logging.getLogger("ignite").setLevel(logging.WARNING)

@@ -38,7 +38,10 @@ ROWS: tuple[tuple[str, str, Callable[[NDArray], str]], ...] = (
     ("translation, median (mm)", "translation_mm", lambda v: f"{quantile(v, 0.5):.1f}"),
     ("Dice of the brain, mean", "dice_brain", lambda v: f"{np.mean(v):.2f}"),
 )  # fmt: skip
-PANELS = (("rotation_mean_deg", "rotation error, mean (degrees)"), ("dice_brain", "Dice of the brain"))
+PANELS = (
+    ("rotation_mean_deg", "rotation error, mean (degrees)"),
+    ("dice_brain", "Dice of the brain"),
+)
 # lower where a network has seen the volume, if it betrays that
 LOSSES: tuple[tuple[str, Callable[[Columns], NDArray]], ...] = (
     ("1 - Dice of the brain", lambda columns: 1 - columns["dice_brain"]),
@@ -182,20 +185,15 @@ def membership(seen: Mapping[str, Rating], unseen: Mapping[str, Rating]) -> str:
     for name, models in families(seen).items():
         cells = []
         for _, loss in LOSSES:
-            areas = [
-                _area(
-                    [loss(model[place]) for place in ([site] if site else sites)],
-                    [loss(unseen[_name(name, site)][place]) for place in ([site] if site else sites)],
-                )
-                for site, model in models.items()
-            ]
+            areas = []
+            for site, model in models.items():
+                others = unseen[f"{name}/{site}" if site else name]
+                places = [site] if site else sites
+                losses = ([loss(which[place]) for place in places] for which in (model, others))
+                areas.append(_area(*losses))
             cells.append(f"{np.mean(areas):.2f}")
         rows.append([name, *cells])
     return aligned(rows)
-
-
-def _name(family: str, site: str) -> str:
-    return f"{family}/{site}" if site else family
 
 
 def _area(members: Sequence[NDArray], others: Sequence[NDArray]) -> float:
