@@ -10,7 +10,7 @@ PINNED := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["p
 PINNED_FEDERATED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["optional-dependencies"]["federated"], sep="\n")
 
-.PHONY: fuzz serve benchmark-service setup train weights test lint benchmark ablation package federated-setup federated test-export test-federated
+.PHONY: fuzz serve benchmark-service setup train weights test lint benchmark ablation package federated-setup federated-data federated test-export test-federated
 
 setup: $(VENV)/.done
 
@@ -94,27 +94,58 @@ $(WEIGHTS)/model.pt: $(WEIGHTS)/landmarks/model.pt
 		--init_path $< --output_dir $(WEIGHTS)/rotation
 	cp $(WEIGHTS)/rotation/model.pt $@
 
-# Three sites whose volumes differ fine-tune the shipped weights without sharing them; ends with a
-# table against each site training by itself, and a picture of the rounds.
-FEDERATED := $(OUTPUT)/federated
-FEDERATED_PHANTOM := $(BIN)/python -m scripts.phantom --training 12 --validation 6 --test 0
+# Five sites that differ as hospitals do fine-tune, without sharing volumes, weights that know EPI
+# alone: those of release 0.8.0, out of the repository's history. Ends with a table against each site
+# alone and against all data in one place. The full setting, some hours (docs/federated.md):
+# make federated FEDERATED_TRAINING=24 FEDERATED_TEST=16 FEDERATED_ROUNDS=4
+FEDERATED ?= $(OUTPUT)/federated
+FEDERATED_TRAINING ?= 12
+FEDERATED_TEST ?= 12
+FEDERATED_ROUNDS ?= 2
+FEDERATED_EPOCHS ?= 4
+EPI_WEIGHTS := d62601b
+FEDERATED_PHANTOM := $(BIN)/python -m scripts.phantom --validation 12 --test $(FEDERATED_TEST) \
+	--headless_share 0
 FEDERATED_JOB := OMP_NUM_THREADS=1 $(BIN)/python -m scripts.federated.job
-FEDERATED_PLAN := --rounds 3 --local_epochs 2 \
-	--override rotation_lr=0.005 --override localizer_lr=0.0005 \
-	--sites young=$(FEDERATED)/data/young,epi=$(FEDERATED)/data/epi,t2=$(FEDERATED)/data/t2
+COMMA := ,
+EMPTY :=
+FEDERATED_SITES := --sites $(subst $(EMPTY) $(EMPTY),$(COMMA),$(foreach site,epi haste young brains small,$(site)=$(FEDERATED)/data/$(site)))
+FEDERATED_PLAN := $(FEDERATED_SITES) --key_metric rotation_mean_deg --override rotation_lr=0.003 \
+	--override localizer_lr=0.001 --override landmarks_lr=0.001 \
+	--override mixed_precision=$(shell echo $(MIXED_PRECISION) | tr TF tf)
+FEDERATED_START := --init_path $(FEDERATED)/start.pt
+# of training by itself: as many epochs, in half as many rounds, which only rate it less often
+FEDERATED_ALONE := --rounds 2 --local_epochs $$(($(FEDERATED_ROUNDS) * $(FEDERATED_EPOCHS) / 2))
 federated-setup: $(VENV)/.federated
 
-federated: federated-setup
-	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/young --seed 1 \
-		--ga_weeks 20,24 --voxel_mm 6,6,6
-	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/epi --seed 2 \
-		--ga_weeks 24,38 --contrast epi
-	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/t2 --seed 3 \
-		--ga_weeks 24,38 --contrast t2
-	cd bundle && $(FEDERATED_JOB) simulate $(FEDERATED_PLAN) --output_dir $(FEDERATED)
-	cd bundle && $(FEDERATED_JOB) alone $(FEDERATED_PLAN) --output_dir $(FEDERATED)/alone
-	cd bundle && $(BIN)/python -m scripts.federated.report $(FEDERATED) \
-		--alone $(FEDERATED)/alone --picture $(FEDERATED)/rounds.png
+$(FEDERATED)/start.pt:
+	mkdir -p $(@D)
+	git show $(EPI_WEIGHTS):bundle/models/model.pt > $@ || { rm -f $@; \
+		echo "needs the repository's history: git fetch --unshallow"; exit 2; }
+
+federated-data: setup
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/epi \
+		--training $(FEDERATED_TRAINING) --seed 2 --ga_weeks 24,38 --contrast epi
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/haste \
+		--training $(FEDERATED_TRAINING) --seed 3 --sequence haste --coarsen 2
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/young \
+		--training $(FEDERATED_TRAINING) --seed 4 --ga_weeks 18,23 --voxel_mm 6,6,6
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/brains \
+		--training $(FEDERATED_TRAINING) --seed 5 --contrast t2 --voxel_mm 2,2,2 --brain_only
+	cd bundle && $(FEDERATED_PHANTOM) --dataset_dir $(FEDERATED)/data/small \
+		--training 3 --seed 6 --sequence bssfp --coarsen 2
+
+federated: federated-setup federated-data $(FEDERATED)/start.pt
+	cd bundle && $(FEDERATED_JOB) simulate $(FEDERATED_PLAN) $(FEDERATED_START) \
+		--rounds $(FEDERATED_ROUNDS) --local_epochs $(FEDERATED_EPOCHS) --output_dir $(FEDERATED)
+	cd bundle && $(FEDERATED_JOB) alone $(FEDERATED_PLAN) $(FEDERATED_START) $(FEDERATED_ALONE) \
+		--output_dir $(FEDERATED)/alone
+	cd bundle && $(FEDERATED_JOB) alone --pooled $(FEDERATED_PLAN) $(FEDERATED_START) \
+		$(FEDERATED_ALONE) --output_dir $(FEDERATED)/pooled
+	cd bundle && $(FEDERATED_JOB) rate $(FEDERATED_SITES) --output_dir $(FEDERATED)/ratings \
+		--models before=$(FEDERATED)/start.pt,alone=$(FEDERATED)/alone,federated=$(FEDERATED)/model.pt,pooled=$(FEDERATED)/pooled/model.pt
+	cd bundle && $(BIN)/python -m scripts.federated.report $(FEDERATED)/ratings \
+		--rounds $(FEDERATED) --alone $(FEDERATED)/alone --picture $(FEDERATED)/rounds.png
 
 # A scan that follows the head, simulated: PHANTOMS fetuses, three planes, MOTION (docs/closed_loop.md);
 # with DATASET=folder its labelled volumes in place of phantoms. Some minutes a stack; it can be

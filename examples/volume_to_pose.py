@@ -46,6 +46,8 @@ if found.head_to_grid.isfinite().all():  # NaN: no head
     pose = (to_world @ found.head_to_grid[0].double()).numpy()
 record = {
     "head_to_world": None if pose is None else pose.tolist(),
+    # the turn's expected error, one standard deviation: the commands call up to 10 degrees "ok"
+    "rotation_sd_deg": None if pose is None else round(found.rotation_sd_deg.item(), 3),
     "confidence": round(found.confidence.item(), 4),
     "brain_volume_ml": round(found.brain_volume_ml.item(), 1),
 }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.network import E3CNN, HeadPoseNet
+from scripts.network.search import Best, DensestPlace, FirstPoses
 
 TINY = {"features": 1, "levels": 2, "convolutions": 1, "lmax": 1}
 TINY_CHAIN = {
@@ -58,6 +59,22 @@ class Intensity(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         return intensity_as_logits(volume)
+
+
+class Rated(nn.Module):
+    """``DensestPlace`` that tells an expected error: 180 degrees times what confidence lacks.
+
+    Holds one rather than being one: TorchScript knows no inheritance.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.search = DensestPlace()
+
+    def forward(self, volume: Tensor, first: FirstPoses) -> Best:
+        best = self.search(volume, first)
+        rotation_sd_deg = 180.0 * (1.0 - best.confidence)
+        return Best(best.cube, best.confidence, best.found, rotation_sd_deg, best.translation_sd_mm)
 
 
 def mark(volume: Tensor, *axes: int) -> Tensor:

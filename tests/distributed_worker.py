@@ -21,7 +21,7 @@ GLOBAL_BATCH = 4
 PLAIN = {
     **SMALL_CHAIN,
     **SMALL_ROTATION,
-    "network_def#min_confidence": 0.0,
+    "network_def#max_rotation_sd_deg": 180.0,
     "cubes_per_volume": 2,
     "train#brains": [],
     "train#cube_transforms": [],

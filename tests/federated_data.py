@@ -17,7 +17,7 @@ from conftest import BUNDLE, SMALL_CHAIN, SMALL_ROTATION, labelled_case, save_ni
 SMALL = {
     **SMALL_CHAIN,
     **SMALL_ROTATION,
-    "network_def#min_confidence": 0.0,
+    "network_def#max_rotation_sd_deg": 180.0,
     # so that an untrained localizer finds a head, and rotations can be compared
     "network_def#min_brain_ml": 0.0,
     "network_def#min_density": 0.0,

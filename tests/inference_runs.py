@@ -39,7 +39,10 @@ def save_head(path: Path, axcodes: str = "LAS", pose: np.ndarray | None = None, 
 def prediction(
     batch: dict[str, Any], pose: np.ndarray | None, confidence: float | Sequence[float]
 ) -> dict[str, Any]:
-    """What ``HeadPoseNet`` would say if it found ``pose`` (4, 4), head to world, or no head."""
+    """What ``HeadPoseNet`` would say if it found ``pose`` (4, 4), head to world, or no head.
+
+    The turn's expected error is 180 degrees times what confidence lacks, the place's not known.
+    """
     images, affines = batch["image"], batch["affine"]
     shape = images.shape[2:]
     number = len(images)
@@ -51,12 +54,15 @@ def prediction(
             world = index.double() @ affine[:3, :3].T + affine[:3, 3]
             label[k, 0] = (world - torch.tensor(pose[:3, 3])).norm(dim=-1) < BRAIN_MM
             grid[k] = head_to_grid(affine, shape, 4.0, torch.tensor(pose))
-    found = 0.0 if pose is None else torch.as_tensor(confidence)
+    found = torch.zeros(number) + (0.0 if pose is None else torch.as_tensor(confidence))
+    unknown = torch.full((number,), float("nan"))
     return {
         "head_to_grid": grid,
-        "confidence": torch.zeros(number) + found,
+        "confidence": found,
         "brain_volume_ml": label.flatten(1).sum(1) * 0.064,
         "label": label,
+        "rotation_sd_deg": unknown if pose is None else 180 * (1 - found),
+        "translation_sd_mm": unknown,
     }
 
 

@@ -29,7 +29,7 @@ def tiny_chain():
         localizer_channels=(4,) * 6,
         min_brain_ml=0.0,
         min_density=0.0,
-        min_confidence=0.0,
+        max_rotation_sd_deg=180.0,
         landmarks=LandmarkNet((8, 8, 8), 16),
     )
     return net.plain()

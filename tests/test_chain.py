@@ -12,6 +12,7 @@ from chains import (
     TOLERANCE,
     Blind,
     Intensity,
+    Rated,
     Recorder,
     heads,
     in_a_large_volume,
@@ -35,7 +36,10 @@ def use_dtype():
 
 
 def chain_of(
-    rotation: nn.Module | None = None, localizer: nn.Module | None = None, **options
+    rotation: nn.Module | None = None,
+    localizer: nn.Module | None = None,
+    search: nn.Module | None = None,
+    **options,
 ) -> PoseChain:
     """A chain that runs at once, whose localizer takes the bright for brain."""
     rotation = E3CNN(**TINY, in_channels=3) if rotation is None else rotation
@@ -48,7 +52,8 @@ def chain_of(
         **options,
     }
     localizer = Intensity() if localizer is None else localizer
-    return PoseChain(localizer, rotation, DensestPlace(), rotation.in_channels, **given).eval()
+    search = DensestPlace() if search is None else search
+    return PoseChain(localizer, rotation, search, rotation.in_channels, **given).eval()
 
 
 def cube_at(center_mm, side_mm) -> Cube:
@@ -127,11 +132,11 @@ def test_a_batch_is_a_loop():
                 )
 
 
-@pytest.mark.parametrize("sure", [None, 0.0, 0.95])
+@pytest.mark.parametrize("sure_deg", [None, 180.0, 15.0])
 @pytest.mark.parametrize("empty", [0.0, 0.2, "small"])
-def test_no_head_is_no_pose_and_no_harm(empty, sure):
+def test_no_head_is_no_pose_and_no_harm(empty, sure_deg):
     """Trap 8: one volume without a head leaves the others of the batch as they are."""
-    chain, volumes = chain_of(sure=sure), heads(batch=3)
+    chain, volumes = chain_of(search=Rated(), sure_deg=sure_deg), heads(batch=3)
     with torch.no_grad():
         before = chain.predict(volumes)
         if empty == "small":
@@ -341,7 +346,7 @@ def test_a_reference_places_the_crop(shape):
 def passes(**options) -> PoseChain:
     """A chain that sees nothing in volumes that are marked along their first axis."""
     torch.manual_seed(3)
-    return chain_of(localizer=Blind(Intensity()), **options)
+    return chain_of(localizer=Blind(Intensity()), **{"search": Rated(), **options})
 
 
 def assert_same(found: Prediction, expected: Prediction) -> None:
@@ -360,13 +365,13 @@ def test_what_the_first_pass_misses_the_second_finds():
     """In the axes of the volume as it came: all is as if it had been seen at once."""
     volumes = torch.cat([mark(heads(seed=k), 0) for k in range(3)])
     with torch.no_grad():
-        chain = passes(sure=0.0)
+        chain = passes(sure_deg=180.0)
         assert no_head(chain.one_pass(volumes).head_to_grid).all()
         found = chain.predict(volumes)
         assert chain(volumes).equal(found.head_to_grid)
         chain.localizer = Intensity()
         at_once = chain.one_pass(volumes)
-        missed = passes(sure=None).predict(volumes)
+        missed = passes(sure_deg=None).predict(volumes)
     assert at_once.head_to_grid.isfinite().all()
     assert_same(found, at_once)
     # a pose that is left in the turned axes would be another one
@@ -388,7 +393,7 @@ def test_the_second_pass_changes_only_what_was_missed():
         no_brain,
         heads(seed=4),
     ]
-    chain = passes(sure=0.0)
+    chain = passes(sure_deg=180.0)
     with torch.no_grad():
         found = chain.predict(torch.cat(given))
         first = chain.one_pass(torch.cat(given))
@@ -410,17 +415,31 @@ def test_the_second_pass_changes_only_what_was_missed():
 
 
 def test_what_the_second_pass_finds_has_to_be_sure():
-    """The first has not: what it finds stays, whatever its confidence."""
+    """The first has not: what it finds stays, whatever its expected error."""
     marked, plain = mark(heads(), 0), heads()
     with torch.no_grad():
-        confidence = passes(sure=0.0).predict(marked).confidence.item()
-        assert 0.02 < confidence < 0.98
-        for sure, right in ((confidence - 0.01, True), (confidence + 0.01, False)):
-            found = passes(sure=sure).predict(marked)
+        best = passes(sure_deg=180.0).predict(marked)
+        confidence, error_deg = best.confidence.item(), best.rotation_sd_deg.item()
+        assert 4 < error_deg < 176
+        for sure_deg, right in ((error_deg + 2, True), (error_deg - 2, False)):
+            found = passes(sure_deg=sure_deg).predict(marked)
             assert found.head_to_grid.isfinite().all() == right
             assert found.confidence.item() == pytest.approx(confidence if right else 0, abs=1e-3)
+            assert found.rotation_sd_deg.isfinite().all() == right
             assert bool(found.label.any()) == bool(found.brain_volume_ml > 0) == right
-        assert passes(sure=1.0).predict(plain).head_to_grid.isfinite().all()
+        assert passes(sure_deg=0.0).predict(plain).head_to_grid.isfinite().all()
+
+
+def test_what_the_second_pass_finds_counts_only_if_its_error_is_known():
+    """``DensestPlace`` tells none; what the first pass finds with it stays."""
+    marked, plain = mark(heads(), 0), heads()
+    with torch.no_grad():
+        assert passes(sure_deg=180.0).predict(marked).head_to_grid.isfinite().all()
+        unknown = passes(search=DensestPlace(), sure_deg=180.0)
+        assert no_head(unknown.predict(marked).head_to_grid).all()
+        found = unknown.predict(plain)
+    assert found.head_to_grid.isfinite().all()
+    assert found.rotation_sd_deg.isnan().all()
 
 
 class Counting(nn.Module):
@@ -436,10 +455,11 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("axes", "sure", "calls"), [((), 0.0, 2), ((1,), 0.0, 2), ((0,), 0.0, 4), ((0,), None, 2)]
+    ("axes", "sure_deg", "calls"),
+    [((), 180.0, 2), ((1,), 180.0, 2), ((0,), 180.0, 4), ((0,), None, 2)],
 )
-def test_there_is_a_second_pass_only_where_it_can_matter(axes, sure, calls):
-    chain = passes(sure=sure)
+def test_there_is_a_second_pass_only_where_it_can_matter(axes, sure_deg, calls):
+    chain = passes(sure_deg=sure_deg)
     chain.localizer = Counting(chain.localizer)
     with torch.no_grad():
         chain.predict(torch.cat([heads(), mark(heads(), *axes)]))

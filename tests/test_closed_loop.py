@@ -390,31 +390,38 @@ def test_tables_survive_being_written_and_read(tmp_path):
         assert next(csv.reader(file)) == ["a", "b", "c"]
 
 
+class SaysTheMiddle:
+    """A stub of the network: heads in the middle of the grid, and what errors it expects."""
+
+    chain = SimpleNamespace(spacing_mm=4.0)
+
+    def __init__(self, **errors):
+        self.errors = errors
+
+    def to(self, _):
+        return self
+
+    def freeze(self):
+        return self
+
+    def predict(self, volume):
+        import torch
+
+        n = len(volume)
+        fields = {
+            "head_to_grid": torch.eye(4).expand(n, 4, 4).clone(),
+            "confidence": torch.tensor([0.7, 0.99][:n]),
+            "brain_volume_ml": torch.ones(n),
+            "label": torch.ones_like(volume, dtype=torch.uint8),
+        }
+        fields |= {name: torch.tensor(values[:n]) for name, values in self.errors.items()}
+        return SimpleNamespace(_asdict=lambda: fields)
+
+
 def test_the_estimator_finds_the_heads_of_the_inference_command():
-    """A stub of the network that says where the grid's middle is; one volume has no contrast."""
-
-    class Net:
-        chain = SimpleNamespace(spacing_mm=4.0)
-
-        def to(self, device):
-            return self
-
-        freeze = to
-
-        def predict(self, volume):
-            import torch
-
-            n = len(volume)
-            fields = {
-                "head_to_grid": torch.eye(4).expand(n, 4, 4).clone(),
-                "confidence": torch.tensor([0.99, 0.7][:n]),
-                "brain_volume_ml": torch.ones(n),
-                "label": torch.ones_like(volume, dtype=torch.uint8),
-            }
-            return SimpleNamespace(_asdict=lambda: fields)
-
-    Net.freeze = lambda self: self
-    estimator = HeadPoseEstimator(Net())
+    """Its expected error makes a pose uncertain, not its confidence; one volume has no contrast."""
+    network = SaysTheMiddle(rotation_sd_deg=[4.0, 21.5], translation_sd_mm=[1.5, 3.0])
+    estimator = HeadPoseEstimator(network)
     values = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
     affine = np.diag([-4.0, 4, 4, 1])
     affine[:3, 3] = [100, 0, 0]
@@ -424,9 +431,25 @@ def test_the_estimator_finds_the_heads_of_the_inference_command():
     assert [e.status for e in found] == ["ok", "empty", "uncertain", "ok"]
     np.testing.assert_allclose(found[0].head_to_world[:3, 3], [100 - 38, 38, 38])
     np.testing.assert_allclose(found[3].head_to_world[:3, 3], [100 - 22, 38, 38])
-    assert found[0].noise.rotation_sd_deg < found[2].noise.rotation_sd_deg
+    assert [found[k].noise.rotation_sd_deg for k in (0, 2)] == [4.0, 21.5]
+    assert [found[k].noise.translation_sd_mm for k in (0, 2)] == [1.5, 3.0]
     assert found[1].head_to_world is None
-    assert [e.message for e in found] == ["", "volume: every voxel is 0", "", ""]
+    why = "its turn is expected to be off by 21.5 degrees, more than 10"
+    assert [e.message for e in found] == ["", "volume: every voxel is 0", why, ""]
+
+
+@pytest.mark.parametrize(
+    "errors", [{}, {"rotation_sd_deg": [np.nan], "translation_sd_mm": [np.nan]}]
+)
+@pytest.mark.parametrize(("above_deg", "status"), [(180.0, "uncertain"), (None, "ok")])
+def test_an_error_that_the_network_does_not_tell_is_uncertain(errors, above_deg, status):
+    """The noise is then that of the confidence."""
+    volume = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+    estimator = HeadPoseEstimator(SaysTheMiddle(**errors), uncertain_above_deg=above_deg)
+    (found,) = estimator([(volume, np.diag([4.0, 4, 4, 1]))])
+    assert found.status == status
+    assert ("is not known" in found.message) == (status == "uncertain")
+    assert found.noise == expected_noise(found.confidence, found.status)
 
 
 def test_the_config_names_every_option_of_the_page():

@@ -49,5 +49,6 @@ def test_given_a_volume_it_finds_its_head(tmp_path):
     assert_rigid(pose)
     assert np.linalg.norm(pose[:3, 3] - phantom.head_to_world[:3, 3]) < 10
     assert record["brain_volume_ml"] > 50
+    assert 0 < record["rotation_sd_deg"] <= 45
     assert imread(tmp_path / "new/pose.png").std() > 0.05
     assert not (tmp_path / "new/phantom.nii.gz").exists()

@@ -59,8 +59,8 @@ def test_the_defaults_are_the_network_of_the_configs(config):
     ours = constants(net)
     assert constants(declared) == ours
     # what is compared is there at all
-    assert {"spacing_mm", "crop_fill", "places", "window", "sure"} <= ours[""][1].keys()
-    assert {"first_sizes", "sharpness", "min_confidence"} <= ours["search"][1].keys()
+    assert {"spacing_mm", "crop_fill", "places", "window", "sure_deg"} <= ours[""][1].keys()
+    assert {"first_sizes", "sharpness", "max_rotation_sd_deg"} <= ours["search"][1].keys()
     assert type(net.chain.search) is LandmarkSearch
 
 
@@ -78,7 +78,7 @@ def test_the_defaults_are_the_constants_that_were_chosen():
         "brain_radius_mm": 56.0,
         "apart_mm": 64.0,
         "second_pass": True,
-        "sure": 0.95,
+        "sure_deg": 20.0,
         "in_channels": 3,
     }
     search = {
@@ -86,7 +86,7 @@ def test_the_defaults_are_the_constants_that_were_chosen():
         "typical_side_mm": pytest.approx(80 / 0.6),
         "least_side_mm": 60.0,
         "sharpness": 8.0,
-        "min_confidence": 0.6,
+        "max_rotation_sd_deg": 45.0,
     }
     for module, expected in ((net.chain, chain), (net.chain.search, search)):
         assert {name: getattr(module, name) for name in expected} == expected
@@ -112,19 +112,19 @@ def test_what_is_given_reaches_the_chain():
         "min_brain_ml": 7.0,
         "min_density": 0.11,
         "places": 3,
-        "sure": 0.7,
+        "sure_deg": 12.5,
     }
     landmarks = LandmarkNet((8, 8, 8), 16)
-    net = HeadPoseNet(E3CNN(**TINY), **given, landmarks=landmarks, min_confidence=0.3)
+    net = HeadPoseNet(E3CNN(**TINY), **given, landmarks=landmarks, max_rotation_sd_deg=31.0)
     chain, search = net.chain, net.chain.search
     assert {name: getattr(chain, name) for name in given} == given
     assert chain.in_channels == 1
     assert chain.second_pass
     assert search.landmarks is landmarks
-    assert search.min_confidence == 0.3
+    assert search.max_rotation_sd_deg == 31.0
     assert search.spacing_mm == 3.5
     assert search.typical_side_mm == pytest.approx(80 / 0.5)
-    assert not HeadPoseNet(sure=None).chain.second_pass
+    assert not HeadPoseNet(sure_deg=None).chain.second_pass
     assert type(HeadPoseNet(landmarks=None).chain.search) is DensestPlace
     assert HeadPoseNet(landmarks=None).landmarks is None
 
@@ -216,7 +216,8 @@ def test_copies_are_whole_and_apart(duplicate):
 
 def test_the_chain_goes_where_the_network_goes():
     """Type (and device) of the chain are those of the network, whose children it is none of."""
-    net = with_landmarks(min_brain_ml=0.0, min_density=0.0, min_confidence=0.0).eval().double()
+    net = with_landmarks(min_brain_ml=0.0, min_density=0.0, max_rotation_sd_deg=180.0)
+    net.eval().double()
     assert {p.dtype for p in net.chain.parameters()} == {torch.float64}
     with torch.no_grad():
         found = net.predict(heads().double())

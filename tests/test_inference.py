@@ -249,7 +249,7 @@ def test_training_inferer(network, mixed_precision):
         assert parameter.grad.isfinite().all(), name
 
 
-def test_poses_of_little_confidence_are_uncertain(tmp_path):
+def test_poses_with_a_large_expected_error_are_uncertain(tmp_path):
     """They are written with a pose, a status of their own and what to do; by default none are."""
     batch = {
         "case": ["sure", "at_the_bound", "unsure"],
@@ -261,12 +261,13 @@ def test_poses_of_little_confidence_are_uncertain(tmp_path):
     }
     found = {
         "head_to_grid": torch.eye(4).repeat(3, 1, 1),
-        "confidence": torch.tensor([0.5, 0.25, 0.2]),
+        "confidence": torch.tensor([0.2, 0.25, 0.99]),
+        "rotation_sd_deg": torch.tensor([4.0, 20.0, 25.0]),
         "brain_volume_ml": torch.full((3,), 200.0),
     }
-    for bound, expected in ((0.0, "ok"), (0.25, "uncertain")):
+    for bound, expected in ((None, "ok"), (20.0, "uncertain")):
         engine = Engine(lambda *_: {CommonKeys.PRED: found})
-        folder = RunFolder(tmp_path, outputs="json", uncertain_below=bound)
+        folder = RunFolder(tmp_path, outputs="json", uncertain_above_deg=bound)
         PoseWriter(folder, 4.0).attach(engine)
         engine.run([batch])
         records = [
@@ -276,7 +277,8 @@ def test_poses_of_little_confidence_are_uncertain(tmp_path):
         assert all(np.shape(record["head_to_world"]) == (4, 4) for record in records)
         message = records[2]["message"]
         assert (message == "") == (expected == "ok")
-        assert expected == "ok" or "unsure.nii.gz: confidence 0.2 lies below 0.25" in message
+        why = "unsure.nii.gz: its turn is expected to be off by 25.0 degrees, more than 20"
+        assert expected == "ok" or why in message
     alone = {key: values[2:] for key, values in batch.items()}
     found = {key: values[2:] for key, values in found.items()}
     engine.run([alone])  # a run with nothing but uncertain poses has not failed

@@ -118,13 +118,15 @@ def test_standard_deviations_of_the_pose_widen_the_margin(tmp_path):
 
 
 def test_uncertain_poses_only_if_allowed(tmp_path, capsys):
-    pose = write_pose(tmp_path, status="uncertain", message="confidence 0.8 lies below 0.95")
+    pose = write_pose(
+        tmp_path, status="uncertain", message="its turn is expected to be off by 21.3 degrees"
+    )
     with pytest.raises(SystemExit):
         main([str(pose)])
     message = capsys.readouterr().err
     assert "status 'uncertain'" in message
     assert "--allow_uncertain" in message
-    assert "0.8 lies below" in message
+    assert "off by 21.3 degrees" in message
     assert list(tmp_path.iterdir()) == [pose]
     main([str(pose), "--allow_uncertain"])
     assert written(tmp_path)["status"] == "uncertain"

@@ -33,7 +33,7 @@ def item(**changes):
 def said(given, pose, confidence=0.9, **more):
     batch = {"image": given["image"][None], "affine": given["affine"][None]}
     found = {key: values[0] for key, values in prediction(batch, pose, confidence).items()}
-    return conclude(given, found | more, 4.0, 0.5)
+    return conclude(given, found | more, 4.0, 90.0)
 
 
 def test_the_pose_is_that_of_the_world():
@@ -54,7 +54,7 @@ def test_a_doubt_makes_every_pose_uncertain_and_says_why():
     assert sure.doubt == doubt
     unsure = said(item(doubt=doubt), head_pose(), 0.2)
     assert unsure.record["status"] == "uncertain"
-    assert "confidence 0.2 lies below 0.5" in unsure.record["message"]
+    assert "off by 144.0 degrees, more than 90" in unsure.record["message"]
     assert doubt in unsure.record["message"]
     nothing = said(item(doubt=doubt), None)
     assert nothing.record["status"] == "no_head"
@@ -81,6 +81,42 @@ def test_expected_errors_are_kept_where_the_network_gives_them():
     record = said(item(), head_pose(), **error).record
     assert (record["rotation_sd_deg"], record["translation_sd_mm"]) == (3.25, 1.5)
     assert "rotation_sd_deg" not in said(item(), None, **error).record
+    error["translation_sd_mm"] = torch.tensor(float("nan"))
+    record = said(item(), head_pose(), **error).record
+    assert record["rotation_sd_deg"] == 3.25
+    assert "translation_sd_mm" not in record
+
+
+@pytest.mark.parametrize(
+    ("error_deg", "above_deg", "why"),
+    [
+        (3.0, 15.0, ""),
+        (15.0, 15.0, ""),
+        (15.25, 15.0, "its turn is expected to be off by 15.2 degrees, more than 15"),
+        (179.0, None, ""),
+        (float("nan"), 15.0, "how far off its turn may be is not known"),
+        (None, 180.0, "how far off its turn may be is not known"),
+        (float("nan"), None, ""),
+        (None, None, ""),
+    ],
+)
+@pytest.mark.parametrize("confidence", [0.01, 1.0])
+def test_the_expected_error_alone_makes_a_pose_uncertain(error_deg, above_deg, why, confidence):
+    """Whatever the confidence; what is not known is uncertain, unless nothing is."""
+    given = item()
+    batch = {"image": given["image"][None], "affine": given["affine"][None]}
+    found = {key: value[0] for key, value in prediction(batch, head_pose(), confidence).items()}
+    del found["rotation_sd_deg"]
+    if error_deg is not None:
+        found["rotation_sd_deg"] = torch.tensor(error_deg)
+    record = conclude(given, found, 4.0, above_deg).record
+    assert record["status"] == ("uncertain" if why else "ok")
+    said_of_it = f"in/c.nii.gz: {why}: check the pose by eye, or scan again"
+    assert record["message"] == (said_of_it if why else "")
+    known = error_deg is not None and np.isfinite(error_deg)
+    assert ("rotation_sd_deg" in record) == known
+    assert record["head_to_world"] is not None
+    assert record["confidence"] == confidence
 
 
 @pytest.mark.parametrize("spoiled", ["grid", "pose"])

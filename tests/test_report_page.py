@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     (folder / "in/text.nii").write_text("no volume")
     (folder / "in/notes.txt").write_text("no volume")
     (folder / "weights.pt").write_bytes(b"weights")
-    out = RunFolder(folder / "out", folder / "weights.pt", uncertain_below=0.7)
+    out = RunFolder(folder / "out", folder / "weights.pt", uncertain_above_deg=54.0)
     run(folder / "in", out, confidence=lambda case, _: CASES.get(case, 0.0), headless=["empty"])
     return folder / "out"
 
@@ -80,6 +80,8 @@ def test_the_page_says_what_made_it(made):
     # of the file above, by sha256sum
     assert "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c" in page
     assert "not a medical device" in page
+    assert re.search(r"Uncertain above\W.*54 degrees", page)
+    assert "its turn is expected to be off by 72.0 degrees, more than 54" in page  # a9
     assert "notes.txt" in page  # left aside, with its reason
     assert "no kind of file that is read (.txt)" in page
 

@@ -71,7 +71,7 @@ CHANGES = {
     "a record is gone": (lambda folder: (folder / "out/b_pose.json").unlink(), {}, ["b"]),
     "another output": (lambda folder: None, {"outputs": "picture,mask"}, ["a", "b"]),
     "fewer outputs": (lambda folder: None, {"outputs": "json"}, []),
-    "another bound": (lambda folder: None, {"uncertain_below": 0.5}, ["a", "b"]),
+    "another bound": (lambda folder: None, {"uncertain_above_deg": 20.0}, ["a", "b"]),
     "another voxel size": (lambda folder: None, {"voxel_mm": (4, 4, 4)}, ["a", "b"]),
     "a state that is no JSON": (
         lambda folder: (folder / "out/.head_pose/cases/a.json").write_text("{"),
@@ -79,6 +79,14 @@ CHANGES = {
         ["a"],
     ),
 }
+
+
+def test_a_state_of_a_release_without_this_setting_is_not_done(finished):
+    state = finished / "out/.head_pose/cases/a.json"
+    content = json.loads(state.read_text())
+    del content["settings"]["uncertain_above_deg"]
+    state.write_text(json.dumps(content))
+    assert left(finished) == ["a"]
 
 
 @pytest.mark.parametrize("change", CHANGES)

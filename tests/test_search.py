@@ -115,9 +115,12 @@ def chain(monkeypatch):
             crop_fill=0.4,
             localizer_channels=(4,) * 6,
             landmarks=Seeing() if landmarks == "seeing" else landmarks,
-            **{"min_density": 0.0, "min_confidence": 0.0, **options},
+            **{"min_density": 0.0, "max_rotation_sd_deg": 180.0, **options},
         ).eval()
         monkeypatch.setattr(net.localizer, "forward", brain_as_logits)
+        if net.landmarks is not None:
+            # of the score alone: stand-ins have no heat maps, as the shipped weights expect them
+            net.chain.search.expected_error.rotation = [0.0, 0.0, 0.0, 0.1, 0.0, 0.0]
         return net
 
     return build
@@ -259,15 +262,21 @@ def test_the_label_is_the_brain_around_the_pose(chain):
 
 
 @torch.no_grad()
-def test_little_confidence_can_count_as_no_head(chain):
+def test_a_large_expected_error_can_count_as_no_head(chain):
+    """It is the error that decides, and not the confidence."""
     ball = 0.7 * torch.sigmoid((28 - volume_radius()) / 2)[None, None]
     found = chain().predict(ball)
     assert found.head_to_grid.isfinite().all()
     assert found.confidence.item() < 0.1
-    refused = chain(min_confidence=0.2).predict(ball)
-    assert refused.head_to_grid.isnan().all()
-    assert refused.confidence.item() == 0
-    assert chain(min_confidence=0.2).predict(volume_of(POSES[0])).head_to_grid.isfinite().all()
+    error_deg = found.rotation_sd_deg.item()
+    assert 1 < error_deg < 180
+    for max_deg, right in ((error_deg * 1.01, True), (error_deg * 0.99, False)):
+        again = chain(max_rotation_sd_deg=max_deg, sure_deg=None).predict(ball)
+        assert again.head_to_grid.isfinite().all() == right
+        assert (again.confidence.item() > 0) == right
+        assert again.rotation_sd_deg.isfinite().all() == right
+    right = chain(max_rotation_sd_deg=error_deg * 0.99).predict(volume_of(POSES[0]))
+    assert right.head_to_grid.isfinite().all()
 
 
 def volume_radius():
@@ -292,7 +301,7 @@ def test_a_reference_tells_where_to_begin(chain):
     _, places = errors(found.head_to_grid, POSES)
     assert places.max() < 2
     # and it stands for a head where the localizer sees none, or the landmarks are not sure
-    net.chain.min_brain_ml, net.chain.search.min_confidence = 1e6, 1.1
+    net.chain.min_brain_ml, net.chain.search.max_rotation_sd_deg = 1e6, 0.0
     assert net.predict(volume).head_to_grid.isnan().all()
     anyway = net.predict(volume, along_grid(at, side))
     assert anyway.head_to_grid.isfinite().all()
@@ -432,7 +441,10 @@ def ramp_volume(batch):
 def test_of_the_cubes_that_count_the_one_of_most_merit_is_chosen():
     """Whichever place it is of; the confidence is the probability that its score means."""
     net = Recording()
-    search = LandmarkSearch(net, 4.0, 120.0, min_confidence=0.5)
+    # expected to be off by 1 + exp(-score) degrees
+    search = LandmarkSearch(
+        net, 4.0, 120.0, max_rotation_sd_deg=2.0, rotation_weights=(0, 0, 0, 1, 0, 0)
+    )
     center = torch.tensor([[[-30.0, 4, 2], [30.0, -2, 0]], [[20.0, 0, 3], [-10.0, 1, 1]]])
     cube = along_grid(center, torch.full((2, 2), 100.0))
     every = torch.ones(2, 2, dtype=torch.bool)
@@ -460,3 +472,28 @@ def test_the_size_of_the_cubes_is_half_way_to_the_typical_one():
         slope = net.crops[0][0, 0, 4, 4, 4] - net.crops[0][0, 0, 3, 4, 4]
         assert slope.item() * 8 * 124 / 4 == pytest.approx(expected, rel=1e-3)
         assert best.cube.side_mm.item() == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_head_taken_upside_down_is_found_by_a_half_turn(chain, axis):
+    half = torch.full((3,), -1.0)
+    half[axis] = 1
+    net = chain(POSES[0][0] @ half.diag(), landmarks=Seeing(reach=60.0)).chain
+    volume = volume_of(POSES[0])
+    turned, _ = errors(net.one_pass(volume).head_to_grid, POSES[:1])
+    assert turned.min() > 90
+    turned, places = errors(net.one_pass(volume, half_turns=True).head_to_grid, POSES[:1])
+    assert turned.max() < 5
+    assert places.max() < 4
+
+
+@torch.no_grad()
+def test_half_turns_are_read_in_the_second_pass_only(chain):
+    """What the first pass reads, and four times as many first cubes where it finds nothing."""
+    seeing = Seeing()
+    chain(landmarks=seeing).predict(volume_of(POSES[0]))
+    once = list(seeing.seen)
+    seeing.seen.clear()
+    chain(landmarks=seeing, max_rotation_sd_deg=-1.0).predict(volume_of(POSES[0]))
+    assert seeing.seen == [*once, 4 * once[0], *once[1:]]

@@ -6,7 +6,8 @@ From the bundle's folder:
 
 prints the weights for ``ROTATION_WEIGHTS`` and ``TRANSLATION_WEIGHTS`` of ``network/search.py``
 and, for every data set, the share of the errors within one and two standard deviations. Each data
-set counts alike; their "test" sections are taken. Poses that are refused do not count.
+set counts alike; their "test" sections are taken. Poses of a confidence below 0.6 do not count;
+those that the expected error would refuse do.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from .geometry import geodesic_deg
 from .network.chain import PoseChain
 
 ROOT = Path(__file__).parents[1]
+# of what looks less like a head the errors follow nothing, and would hide what the others follow
+LEAST_CONFIDENCE = 0.6
 
 
 def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) -> Looked:
@@ -49,7 +52,7 @@ def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) ->
         item = with_pose(to_grid(load(data)))
         row, found = features_of(chain, item["image"].as_tensor()[None])
         pose, truth = found.head_to_grid[0], item["head_to_grid"]
-        if torch.isfinite(pose).all():
+        if torch.isfinite(pose).all() and found.confidence.item() >= LEAST_CONFIDENCE:
             features.append(row)
             degrees.append(geodesic_deg(pose[:3, :3], truth[:3, :3]).item())
             mm.append((pose[:3, 3] - truth[:3, 3]).norm().item())
@@ -66,6 +69,8 @@ def calibrate(
 ) -> tuple[list[list[float]], list[list[str]]]:
     """Weights of rotation and translation, and rows of the table of all data sets."""
     chain = declared_network(ROOT / "configs/inference.json", ckpt_file).plain()
+    search: Any = chain.search
+    search.max_rotation_sd_deg = 180.0  # the limit is one of what is fitted
     looked = {str(name): look(chain, name, section) for name in (*to_fit, *to_check)}
     fitted = [looked[str(name)] for name in to_fit]
     features = np.concatenate([part.features for part in fitted])

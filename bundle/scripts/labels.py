@@ -22,7 +22,7 @@ class Status(StrEnum):
     """
 
     OK = "ok"
-    UNCERTAIN = "uncertain"  # there is a pose, of low confidence
+    UNCERTAIN = "uncertain"  # there is a pose, which may be far off
     NO_HEAD = "no_head"
     UNREADABLE = "unreadable"
     NOT_3D = "not_3d"

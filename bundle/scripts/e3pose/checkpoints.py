@@ -142,7 +142,7 @@ def import_e3pose(
         "init_path": "$@weights_dir + '/model.pt'",
         "spacing_mm": spacing_mm,
         "crop_fill": 0.6,
-        "uncertain_below": 0.0,
+        "uncertain_above_deg": None,
         "patch_voxels": 128,
         "rotation_lr": 0.001,
         "localizer_lr": 0.0001,

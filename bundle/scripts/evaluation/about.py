@@ -42,7 +42,7 @@ def made_by(
     weights: str | os.PathLike[str] | None,
     weights_sha256: str,
     outputs: Sequence[str],
-    uncertain_below: float,
+    uncertain_above_deg: float | None,
 ) -> list[tuple[str, str]]:
     """Names and values for the end of the report."""
     return [
@@ -53,7 +53,10 @@ def made_by(
         ("Weights", printable(Path(weights).name) if weights else "not stated"),
         ("Weights, SHA-256", weights_sha256 or "not stated"),
         ("Outputs", ", ".join(outputs)),
-        ("Uncertain below", f"{uncertain_below:g}"),
+        (
+            "Uncertain above",
+            "not stated" if uncertain_above_deg is None else f"{uncertain_above_deg:g} degrees",
+        ),
         ("Command", command_line()),
         ("Written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
     ]

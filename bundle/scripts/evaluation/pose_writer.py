@@ -89,7 +89,7 @@ class PoseWriter:
             if item["status"] == Status.OK and "error" in prediction and prediction["error"][k]:
                 item["status"] = Status.FAILED
                 item["message"] = f"{item['path']}: the network failed: {prediction['error'][k]}"
-            finding = conclude(item, result, self.spacing_mm, self.folder.uncertain_below)
+            finding = conclude(item, result, self.spacing_mm, self.folder.uncertain_above_deg)
             if finding.record["message"]:
                 logger.warning("%s: %s", finding.record["status"], finding.record["message"])
             self._statuses[Status(finding.record["status"])] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,16 @@ class Finding:
 
 
 def conclude(
-    item: dict[str, Any], result: dict[str, Tensor], spacing_mm: float, uncertain_below: float = 0.0
+    item: dict[str, Any],
+    result: dict[str, Tensor],
+    spacing_mm: float,
+    uncertain_above_deg: float | None = None,
 ) -> Finding:
     """The record of one volume from an item of ``CaseDataset`` and the network's prediction for it.
 
-    A pose is "uncertain" where its confidence lies below ``uncertain_below``, and also where the
-    item has a ``doubt``: its header cannot be trusted, whatever the image shows. Fields: case,
+    A pose is "uncertain" where its expected error lies above ``uncertain_above_deg`` or is not
+    known (None: never), and also where the item has a ``doubt``: its header cannot be trusted,
+    whatever the image shows. Fields: case,
     status, head_to_world, confidence, brain_volume_ml, message, warnings; frame (from 0), frames
     and time_s for a series; the expected errors where the network gives them.
     """
@@ -96,13 +101,11 @@ def conclude(
     if pose is not None:
         record["head_to_world"] = pose.tolist()
         record["confidence"] = round(result["confidence"].item(), 4)
-        record |= {k: round(result[k].item(), 3) for k in EXPECTED_ERRORS if k in result}
-        if record["confidence"] < uncertain_below:
+        expected = {k: round(result[k].item(), 3) for k in EXPECTED_ERRORS if k in result}
+        record |= {k: value for k, value in expected.items() if math.isfinite(value)}
+        if why := too_uncertain(record.get("rotation_sd_deg"), uncertain_above_deg):
             record["status"] = Status.UNCERTAIN
-            record["message"] = (
-                f"{item['path']}: confidence {record['confidence']} lies below "
-                f"{uncertain_below}: check the pose by eye, or scan again"
-            )
+            record["message"] = f"{item['path']}: {why}: check the pose by eye, or scan again"
         if doubt:
             record["status"] = Status.UNCERTAIN
             so_far = f"{record['message']}; " if record["message"] else f"{item['path']}: "
@@ -114,6 +117,28 @@ def conclude(
         result["label"][0].numpy() if "label" in result else _nothing(item),
         item["affine"].numpy(),
         doubt,
+    )
+
+
+def too_uncertain(rotation_sd_deg: float | None, above_deg: float | None) -> str:
+    """Why a pose with this expected error is "uncertain"; "" if it is not.
+
+    Parameters
+    ----------
+    rotation_sd_deg : None where it is not known
+    above_deg : the largest that is "ok"; None for no limit
+
+    >>> too_uncertain(4.0, 10.0), too_uncertain(21.3, 10.0)
+    ('', 'its turn is expected to be off by 21.3 degrees, more than 10')
+    """
+    if above_deg is None:
+        return ""
+    if rotation_sd_deg is None or not math.isfinite(rotation_sd_deg):
+        return "how far off its turn may be is not known"
+    if rotation_sd_deg <= above_deg:
+        return ""
+    return (
+        f"its turn is expected to be off by {rotation_sd_deg:.1f} degrees, more than {above_deg:g}"
     )
 
 

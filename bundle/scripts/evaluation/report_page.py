@@ -94,7 +94,7 @@ def report_page(found: list[tuple[CaseFiles, dict[str, Any]]], folder: RunFolder
         series=_series(folder, width),
         others=[printable(name) for name in folder.others()],
         made_by=made_by(
-            folder.weights, folder.weights_sha256, folder.outputs, folder.uncertain_below
+            folder.weights, folder.weights_sha256, folder.outputs, folder.uncertain_above_deg
         ),
         colour=colour,
     )

@@ -40,7 +40,7 @@ class RunFolder:
     output_dir : made if it is not there
     weights : file of the weights, named by its hash in what is kept and in the report
     outputs : words of ``outputs.WORDS``
-    uncertain_below, voxel_mm : settings on which results depend: of ``record.conclude`` and of
+    uncertain_above_deg, voxel_mm : settings on which results depend: of ``record.conclude`` and of
         ``reading.read_image``
     resume : leave out cases that are done with the same input, weights and settings
     """
@@ -50,13 +50,13 @@ class RunFolder:
         output_dir: str | os.PathLike[str],
         weights: str | os.PathLike[str] | None = None,
         outputs: str | Iterable[str] = ("json", "picture", "report"),
-        uncertain_below: float = 0.0,
+        uncertain_above_deg: float | None = None,
         voxel_mm: Any = None,
         resume: bool = False,
     ) -> None:
         self.output_dir, self.weights, self.resume = Path(output_dir), weights, resume
         self.outputs = chosen_outputs(outputs)
-        self.uncertain_below, self.voxel_mm = uncertain_below, check_voxel_mm(voxel_mm)
+        self.uncertain_above_deg, self.voxel_mm = uncertain_above_deg, check_voxel_mm(voxel_mm)
         self.cases: dict[str, CaseFiles] = {}  # of this run, in the order in which they are done
         self.kept: list[str] = []  # those that were done before
         self.left_aside: list[tuple[str, str]] = []  # path and reason of what is no case
@@ -127,7 +127,7 @@ class RunFolder:
         """What the run was told, as it is kept and compared."""
         return {
             "outputs": list(self.outputs),
-            "uncertain_below": self.uncertain_below,
+            "uncertain_above_deg": self.uncertain_above_deg,
             "voxel_mm": None if self.voxel_mm is None else list(self.voxel_mm),
         }
 
@@ -139,7 +139,11 @@ class RunFolder:
         return (
             state.get("input") == fingerprint(path)
             and state.get("weights_sha256") == self.weights_sha256
-            and all(settings.get(name) == mine[name] for name in ("uncertain_below", "voxel_mm"))
+            and all(
+                # a state of an earlier release may lack one
+                name in settings and settings[name] == mine[name]
+                for name in ("uncertain_above_deg", "voxel_mm")
+            )
             and wanted <= set(settings.get("outputs", ()))
             and state.get("complete", False)
             and state.get("record", {}).get("status") != Status.FAILED

@@ -53,7 +53,7 @@ from .rating import models_of, rate
 from .server import KEY_METRICS, START_WEIGHTS, HeadPoseFederation
 from .site import BEST, BUNDLE_ROOT, HISTORY, LAST, OWN_RELEASE, SHARES, Plan
 
-NAME, POOLED = "head_pose", "pooled"
+NAME = "head_pose"
 ALGORITHMS = ("fedavg", "fedprox")
 # NVFlare's filters of what leaves a site
 FILTERS: Mapping[str, type[Filter]] = {"percentile": PercentilePrivacy, "svt": SVTPrivacy}
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             output = Path(options.output_dir).resolve()
             files = write_site_files(options.sites, output / "sites", output)
             if options.pooled:
-                files = {POOLED: pool_data(files, output / POOLED)}
+                files = {"pooled": pool_data(files, output)}
             weights = read_weights(options.init_path)
             train_alone(files, plan, weights, options.key_metric)
             return

@@ -16,7 +16,7 @@ from ..geometry import frame_to_rotation, no_head, rigid
 from ..labels import BRAIN, EYES
 from ..regions import ball, densest_place, largest_component, likely_places, window
 from .axes import pool_axes
-from .search import Best, FirstPoses
+from .search import Best, FirstPoses, with_half_turns
 
 
 class Prediction(NamedTuple):
@@ -69,7 +69,8 @@ class PoseChain(nn.Module):
     window : voxels along the windows there: the localizer was trained on this size
     brain_radius_mm : half of the longest brain at term: what is brain further away is another's
     apart_mm : radius around a place in which no other one is looked for
-    sure : least confidence of a head that the second pass finds; None for no second pass
+    sure_deg : largest expected error, in degrees, of a head that the second pass finds; None for no
+        second pass
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class PoseChain(nn.Module):
         window: int = 64,
         brain_radius_mm: float = 56.0,
         apart_mm: float = 64.0,
-        sure: float | None = 0.95,
+        sure_deg: float | None = 20.0,
     ) -> None:
         super().__init__()
         self.localizer, self.rotation, self.search = localizer, rotation, search
@@ -96,8 +97,8 @@ class PoseChain(nn.Module):
         self.min_brain_ml, self.min_density = float(min_brain_ml), float(min_density)
         self.places, self.window = places, window
         self.brain_radius_mm, self.apart_mm = float(brain_radius_mm), float(apart_mm)
-        self.second_pass = sure is not None
-        self.sure = 0.0 if sure is None else float(sure)
+        self.second_pass = sure_deg is not None
+        self.sure_deg = 0.0 if sure_deg is None else float(sure_deg)
         self.brain, self.eyes = BRAIN, EYES  # TorchScript knows no constants of modules
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -109,18 +110,21 @@ class PoseChain(nn.Module):
         """Pose, confidence, brain volume and labels of every volume of the batch.
 
         The localizer is not equivariant: with the axes of the volume exchanged it often sees a
-        head that it had missed. But each pass is another chance to take something else for a head,
-        so what the second finds counts only if it is ``sure``.
+        head that it had missed; and where the first pose was upside down or back to front, a half
+        turn of it is near. But each pass is another chance to take something else for a head,
+        so what the second finds counts only if its expected error is at most ``sure_deg``.
         """
         found = self.one_pass(volume)
         if self.second_pass:
             found = self.where_missed(volume, found)
         return found
 
-    def one_pass(self, volume: Tensor) -> Prediction:
-        """The four steps."""
+    def one_pass(self, volume: Tensor, half_turns: bool = False) -> Prediction:
+        """The four steps; with ``half_turns`` the search begins with turned first poses as well."""
         places = self.localize(volume)
         first = self.first_poses(places)
+        if half_turns:
+            first = with_half_turns(first)
         best = self.search(volume, first)
         return self.describe(places, best)
 
@@ -142,10 +146,11 @@ class PoseChain(nn.Module):
         The volumes are turned by 120 degrees about their diagonal, which no more than puts the
         first axis last.
         """
-        again = self.one_pass(volume.movedim(2, -1).contiguous())
+        again = self.one_pass(volume.movedim(2, -1).contiguous(), True)
         pose = again.head_to_grid
         pose = torch.cat([pose[:, :3].roll(1, 1), pose[:, 3:]], dim=1)
-        surely = no_head(found.head_to_grid) & ~no_head(pose) & (again.confidence >= self.sure)
+        surely = no_head(found.head_to_grid) & ~no_head(pose)
+        surely = surely & (again.rotation_sd_deg <= self.sure_deg)
         label = again.label.movedim(-1, 2).contiguous()
         return Prediction(
             torch.where(surely[:, None, None], pose, found.head_to_grid),

@@ -51,10 +51,10 @@ class HeadPoseNet(nn.Module):
         not hang on the localizer
     landmarks : network that chooses between first poses and corrects them (``LandmarkSearch``);
         None for the first pose as it is (``DensestPlace``)
-    min_confidence : with landmarks, less confidence counts as "no head"
+    max_rotation_sd_deg : with landmarks, a larger expected error counts as "no head"
     places : places of a volume that are looked at closely (one in place of two: docs/method.md)
-    sure : least confidence of what a second pass finds where the first has found no head; None for
-        no second pass
+    sure_deg : largest expected error of what a second pass finds where the first has found no head;
+        None for no second pass
     turns : the number of lattices of version 0.7, where 1 was shipped; nothing else is accepted
 
     Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of
@@ -72,9 +72,9 @@ class HeadPoseNet(nn.Module):
         localizer_channels: Sequence[int] = (16, 16, 32, 64, 64, 16),
         maps_dropout: float = 0.25,
         landmarks: LandmarkNet | Literal["shipped"] | None = "shipped",
-        min_confidence: float = 0.6,
+        max_rotation_sd_deg: float = 45.0,
         places: int = 2,
-        sure: float | None = 0.95,
+        sure_deg: float | None = 20.0,
         turns: int | None = None,
     ) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class HeadPoseNet(nn.Module):
                 self.landmarks,
                 spacing_mm,
                 TYPICAL_BRAIN_MM / crop_fill,
-                min_confidence=min_confidence,
+                max_rotation_sd_deg=max_rotation_sd_deg,
             )
         chain = PoseChain(
             self.localizer,
@@ -105,7 +105,7 @@ class HeadPoseNet(nn.Module):
             min_brain_ml,
             min_density,
             places=places,
-            sure=sure,
+            sure_deg=sure_deg,
         )
         # in a tuple, so that it is no part of its own: every weight has one name, and one home
         self._chain = (chain,)

@@ -17,8 +17,8 @@ from .expected_error import ExpectedError, Spread
 from .landmarks import LandmarkNet
 
 # of ``ExpectedError``, by ``scripts.calibrate`` for the shipped weights (docs/performance.md)
-ROTATION_WEIGHTS = (-0.808, 0.798, 1.601, 7.66, -0.543, -1.507)
-TRANSLATION_WEIGHTS = (-0.964, 0.246, 2.088, 0.0, 0.0, -2.145)
+ROTATION_WEIGHTS = (0.243, 0.464, 1.364, 5.021, -0.101, -0.791)
+TRANSLATION_WEIGHTS = (-1.441, 0.017, 1.111, 1.296, -0.49, 0.582)
 
 
 class FirstPoses(NamedTuple):
@@ -48,6 +48,27 @@ class Corrected(NamedTuple):
     merit: Tensor  # (batch, n) the score, and how sharp the heat maps are
     peak: Tensor  # (batch, n) logarithm of the heat maps' peaks
     mirror_mm: Tensor  # (batch, n) distance of the landmarks from the mirror image's; else 0
+
+
+def with_half_turns(first: FirstPoses) -> FirstPoses:
+    """The poses (batch, n), then each turned by 180 degrees about the head's axes: (batch, 4 n).
+
+    A rotation network that errs by much mostly takes the front for the back, or the top for the
+    bottom.
+    """
+    rotation = first.cube.rotation
+    signs = torch.tensor(
+        [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]],
+        dtype=rotation.dtype,
+        device=rotation.device,
+    )
+    turned = (rotation[:, None] * signs[None, :, None, None]).flatten(1, 2)
+    return FirstPoses(
+        Cube(first.cube.center_mm.repeat(1, 4, 1), first.cube.side_mm.repeat(1, 4), turned),
+        first.agreement.repeat(1, 4),
+        first.density.repeat(1, 4),
+        first.counts.repeat(1, 4),
+    )
 
 
 class DensestPlace(nn.Module):
@@ -88,7 +109,7 @@ class LandmarkSearch(nn.Module):
     last_sizes : the same for the best pose; the middle one is its own
     sharpness : weight of the heat maps' peaks, as logarithms, beside the score in the choice
         between cubes. Far out of line they tell better than the score whether landmarks are there.
-    min_confidence : less confidence is no head (chosen on left-out fetuses, docs/performance.md)
+    max_rotation_sd_deg : a larger expected error is no head (docs/performance.md has the choice)
     rotation_weights, translation_weights : see ``expected_error.ExpectedError``
     """
 
@@ -102,7 +123,7 @@ class LandmarkSearch(nn.Module):
         kept: int = 2,
         last_sizes: Sequence[float] = (0.87, 1.0, 1.15),
         sharpness: float = 8.0,
-        min_confidence: float = 0.6,
+        max_rotation_sd_deg: float = 45.0,
         rotation_weights: Sequence[float] = ROTATION_WEIGHTS,
         translation_weights: Sequence[float] = TRANSLATION_WEIGHTS,
     ) -> None:
@@ -113,7 +134,7 @@ class LandmarkSearch(nn.Module):
         self.least_side_mm, self.sharpness = float(least_side_mm), float(sharpness)
         self.first_sizes, self.last_sizes = list(first_sizes), list(last_sizes)
         self.kept = kept
-        self.min_confidence = float(min_confidence)
+        self.max_rotation_sd_deg = float(max_rotation_sd_deg)
 
     def forward(self, volume: Tensor, first: FirstPoses) -> Best:
         undefined = first.cube.rotation.isnan()
@@ -140,7 +161,7 @@ class LandmarkSearch(nn.Module):
         return Best(
             mean,
             confidence,
-            found[:, 0] & (confidence >= self.min_confidence),
+            found[:, 0] & (rotation_sd_deg <= self.max_rotation_sd_deg),
             rotation_sd_deg,
             translation_sd_mm,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.volumes import ToWorkingGridd, VolumeError
 from ..evaluation.fingerprints import sha256
+from ..evaluation.record import too_uncertain
 from ..geometry import grid_to_world
 from ..labels import BRAIN, Status
 from ..network import HeadPoseNet
@@ -25,7 +27,7 @@ class Estimate(NamedTuple):
 
     head_to_world (4, 4) or None; brain (i, j, k) bool with affine (4, 4) voxel to world, on the
     working grid, None where the volume could not be looked at; noise, that of the pose; message,
-    why a volume could not be looked at, else empty.
+    why a volume could not be looked at or its pose is uncertain, else empty.
     """
 
     status: Status
@@ -44,7 +46,7 @@ class HeadPoseEstimator:
     ----------
     network : in any mode; it is frozen, for good
     ckpt_path : weights to load first (`weight_files.load_weights`, and what that raises)
-    uncertain_below : a pose of less confidence has the status "uncertain"
+    uncertain_above_deg : see ``record.conclude``
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class HeadPoseEstimator:
         network: HeadPoseNet,
         ckpt_path: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
-        uncertain_below: float = 0.95,
+        uncertain_above_deg: float | None = 10.0,
     ) -> None:
         if ckpt_path is not None:
             load_weights(network, ckpt_path)
         self.weights = "" if ckpt_path is None else sha256(ckpt_path)
         self.network, self.device = network.to(device).freeze(), torch.device(device)
-        self.uncertain_below, self.spacing_mm = uncertain_below, network.chain.spacing_mm
+        self.uncertain_above_deg = uncertain_above_deg
+        self.spacing_mm = network.chain.spacing_mm
         self._to_grid = ToWorkingGridd(label_key=None, spacing_mm=self.spacing_mm)
 
     @torch.no_grad()
@@ -97,14 +100,16 @@ class HeadPoseEstimator:
         grid = grid_to_world(image.affine, image.shape[1:], self.spacing_mm)
         pose = (grid @ result["head_to_grid"].double()).numpy()
         confidence = result["confidence"].item()
-        status = Status.UNCERTAIN if confidence < self.uncertain_below else Status.OK
+        rotation_sd_deg = result["rotation_sd_deg"].item() if "rotation_sd_deg" in result else None
+        why = too_uncertain(rotation_sd_deg, self.uncertain_above_deg)
+        status = Status.UNCERTAIN if why else Status.OK
         noise = expected_noise(confidence, status)
-        if "rotation_sd_deg" in result:
+        if rotation_sd_deg is not None and math.isfinite(rotation_sd_deg):
             noise = noise._replace(
-                rotation_sd_deg=result["rotation_sd_deg"].item(),
+                rotation_sd_deg=rotation_sd_deg,
                 translation_sd_mm=result["translation_sd_mm"].item(),
             )
-        return Estimate(status, pose, confidence, noise, brain, affine)
+        return Estimate(status, pose, confidence, noise, brain, affine, why)
 
 
 def _nothing(status: Status, message: str = "") -> Estimate:

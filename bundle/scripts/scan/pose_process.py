@@ -25,7 +25,7 @@ class NetworkPart:
     tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     threads: int | None = None
     device: str = "cpu"
-    uncertain_below: float = 0.95
+    uncertain_above_deg: float | None = 10.0
 
     def __call__(self, link: Connection) -> None:
         """Say "ready" when warm, then give a Found for every Job; ends when the link does."""
@@ -44,7 +44,7 @@ class NetworkPart:
             torch.set_num_threads(self.threads)
         sleep_while_waiting()
         estimator = HeadPoseEstimator(
-            HeadPoseNet(), self.weights, self.device, uncertain_below=self.uncertain_below
+            HeadPoseNet(), self.weights, self.device, uncertain_above_deg=self.uncertain_above_deg
         )
         keep_imports()
         for shape in WARM_SHAPES:
@@ -78,8 +78,10 @@ class NetworkPart:
         if seen.head_to_world is not None and seen.brain is not None and seen.brain.any():
             extent = mask_extent_mm(seen.brain, seen.affine, seen.head_to_world, self.tilt_deg)
         said = list(notes.warnings)
-        if seen.head_to_world is None:
-            said.append(seen.message or f"no head found ({seen.status})")
+        if seen.message:
+            said.append(seen.message)
+        elif seen.head_to_world is None:
+            said.append(f"no head found ({seen.status})")
         return Found(
             str(seen.status),
             seen.head_to_world,
