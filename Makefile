@@ -90,7 +90,7 @@ $(WEIGHTS)/landmarks/model.pt: $(WEIGHTS)/localizer/model.pt
 
 $(WEIGHTS)/model.pt: $(WEIGHTS)/landmarks/model.pt
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/rotation.json']" $(ALL) \
-		--samples_per_epoch 400 --epochs 60 --val_interval 60 --rotation_lr 0.015 \
+		--samples_per_epoch 400 --epochs 72 --val_interval 72 --rotation_lr 0.015 \
 		--init_path $< --output_dir $(WEIGHTS)/rotation
 	cp $(WEIGHTS)/rotation/model.pt $@
 
