@@ -60,7 +60,7 @@ def test_a_gain_is_the_mean_difference_of_the_same_volumes(ratings):
     given = read_ratings(ratings)
     mean, low, high = gain(given, "federated", "before")
     assert mean == pytest.approx((7 + 15 + 173 + 2 + 3 + 4) / 6)
-    assert low < mean < high and low > 0
+    assert 0 < low < mean < high
     # each of the two models answers for both sites
     assert gain(given, "federated", "alone")[0] == pytest.approx(np.mean([4, 4, 4, 43.5, 48, 52.5]))
     assert gain(given, "federated", "federated") == (0.0, 0.0, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +17,11 @@ from torch import nn
 
 from conftest import BUNDLE
 from federated_data import OTHER_NETWORK, SMALL, files_in, small_weights, write_site
-from scripts.federated.alone import train_alone
-from scripts.federated.report import best_round, compare, draw_rounds, main, read_history
+from scripts.data.datalists import datalist
+from scripts.evaluation.case_table import read_case_table
+from scripts.federated.alone import pool_data, train_alone
+from scripts.federated.rating import models_of, rate
+from scripts.federated.report import best_round, compare, draw_rounds, read_history, read_ratings
 from scripts.federated.site import (
     OWN_RELEASE,
     FederatedSite,
@@ -373,19 +377,51 @@ def test_training_alone_keeps_the_best_weights_of_each_site(compared, start):
     assert errors[best_round(history)] == min(errors)
 
 
-def test_report_of_a_simulation(compared, capsys, tmp_path):
-    main([str(compared), "--alone", str(compared / "alone"), "--picture", str(tmp_path / "p.png")])
-    text = capsys.readouterr().out
-    assert "before" in text
-    assert "alone" in text
-    assert "federated" in text
-    lines = [line for line in text.splitlines() if line.startswith(("site-1", "pooled"))]
-    # one site: pooled says the same
-    assert lines[0].split()[1:] == lines[1].split()[1:]
-    assert "2 validation volumes; federated weights of round 1 of 2" in text
-    assert (tmp_path / "p.png").stat().st_size > 5000
-    draw_rounds(tmp_path / "without.png", compared)
-    assert "alone" not in compare(compared)
+def test_models_are_rated_as_evaluation_rates_them(compared, data, start, tmp_path):
+    """Of a folder the model of each site; what is newer than its model is not done again."""
+    settings = {"dataset_dir": str(data), "output_dir": str(tmp_path), **SMALL}
+    (tmp_path / "site-1.json").write_text(json.dumps(settings))
+    torch.save(start, tmp_path / "start.pt")
+    given = {"before": tmp_path / "start.pt", "alone": compared / "alone"}
+    models = models_of(given, ["site-1"])
+    assert models["alone/site-1"] == compared / "alone/site-1/model.pt"
+    out = tmp_path / "ratings"
+    rate({"site-1": tmp_path / "site-1.json"}, models, out, "validation", num_workers=1)
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert written == ["validation/alone/site-1/site-1.csv", "validation/before/site-1.csv"]
+    ratings = read_ratings(out, "validation")
+    expected = read_case_table(compared / "site-1/cases_round_0.csv")
+    for name, values in expected.items():
+        np.testing.assert_allclose(ratings["before"]["site-1"][name], values, atol=1e-3)
+    assert "alone" in compare(ratings)
+    (out / written[0]).write_text("mine")
+    os.utime(tmp_path / "start.pt")
+    rate({"site-1": tmp_path / "site-1.json"}, models, out, "validation", num_workers=1)
+    assert (out / written[0]).read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="none"):
+        models_of({"before": tmp_path / "none"}, [])
+
+
+def test_pooled_data_are_those_of_all_sites(data, tmp_path):
+    files = {}
+    for name in ("a", "b"):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"dataset_dir": str(data), "output_dir": "o"}))
+    site_file = pool_data(files, tmp_path / "pooled")
+    settings = read_site_file(site_file)
+    assert settings["dataset_dir"] == str(tmp_path / "pooled")
+    for section in ("training", "validation"):
+        entries, own = (datalist(place, section) for place in (settings["dataset_dir"], data))
+        assert len(entries) == 2 * len(own)
+        assert [entry["image"] for entry in entries[: len(own)]] == [e["image"] for e in own]
+        assert {entry["subject"].split("/")[0] for entry in entries} == {"a", "b"}
+
+
+def test_rounds_are_drawn_with_and_without_training_alone(compared, tmp_path):
+    draw_rounds(tmp_path / "both.png", compared, compared / "alone")
+    draw_rounds(tmp_path / "one.png", compared)
+    sizes = [(tmp_path / f"{name}.png").stat().st_size for name in ("both", "one")]
+    assert sizes[0] > sizes[1] > 5000
 
 
 @pytest.mark.parametrize("content", [None, "{", '[{"round": 0}]', '[{"round": 0, "best": false}]'])
