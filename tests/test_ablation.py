@@ -80,7 +80,7 @@ def test_what_is_missed_counts_as_the_worst():
     assert variant.errors == [(180.0, math.inf)]
     assert variant.headless == [False]
     (row,) = ablation.rows({"a": variant})
-    assert row == ["a", "24", "1", "180.0", "180.0 - 180.0", "1", "1", "inf", "0 of 1"]
+    assert row == ["a", "36", "1", "180.0", "180.0 - 180.0", "1", "1", "inf", "0 of 1"]
 
 
 def test_command_line(tmp_path, capsys):

@@ -211,9 +211,10 @@ def draw_rounds(
     output_dir: str | os.PathLike[str],
     alone_dir: str | os.PathLike[str] | None = None,
 ) -> None:
-    """PNG of the validation errors of the global weights at every site before each round.
+    """PNG of the validation errors of the global weights at every site, over the training.
 
-    Dashed: the site training alone. A vertical line marks the weights that were kept.
+    Dashed: the site training alone, as many epochs, whatever its number of rounds. A vertical line
+    marks the weights that were kept.
     """
     history = read_history(output_dir)
     sites = sorted({site for record in history for site in record["sites"]})
@@ -221,22 +222,29 @@ def draw_rounds(
     canvas = FigureCanvasAgg(figure)
     for number, (key, label) in enumerate(PANELS):
         axes = figure.add_subplot(1, len(PANELS), number + 1)
-        axes.axvline(best_round(history), color="0.6", linewidth=1, label="weights kept")
+        kept = 100 * best_round(history) / history[-1]["round"]
+        axes.axvline(kept, color="0.6", linewidth=1, label="weights kept")
         for k, site in enumerate(sites):
             colour = f"C{k}"
             values = [_metric(record["sites"].get(site), key) for record in history]
-            rounds = [record["round"] for record in history]
-            axes.plot(rounds, values, color=colour, marker="o", label=f"{site}, federated")
+            axes.plot(
+                _shares(history), values, color=colour, marker="o", label=f"{site}, federated"
+            )
             if alone_dir is not None:
                 own = read_history(Path(alone_dir) / site)
                 values = [_metric(record, key) for record in own]
-                rounds = [record["round"] for record in own]
-                axes.plot(rounds, values, color=colour, linestyle="--", label=f"{site}, alone")
-        axes.set(xlabel="rounds of training", ylabel=label, ylim=(0, None))
-        axes.set_xticks(range(history[-1]["round"] + 1))
+                axes.plot(
+                    _shares(own), values, color=colour, linestyle="--", label=f"{site}, alone"
+                )
+        axes.set(xlabel="share of the training (%)", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     canvas.print_png(os.fspath(path))
+
+
+def _shares(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Per cent of the training that was done before each rating."""
+    return [100 * record["round"] / history[-1]["round"] for record in history]
 
 
 def _metric(record: Mapping[str, Any] | None, key: str) -> float:
