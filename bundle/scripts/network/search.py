@@ -93,7 +93,8 @@ class LandmarkSearch(nn.Module):
     one. The best two, corrected by their landmarks, are read again, and the better one of them in
     three sizes, each together with its mirror image, so that left and right are treated alike; the
     mean is the result. That makes 4 + 2 + 6 = 12 cubes for two places. No other turn of the head is
-    tried: the first pose has to be near (docs/method.md has what each step is worth).
+    tried, but half turns in the second pass (``with_half_turns``): the first pose has to be near
+    (docs/method.md has what each step is worth).
 
     Parameters
     ----------
