@@ -194,7 +194,7 @@ lint: setup
 test: lint federated-setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov
 
-# The shipped chain by torch.export, and ONNX with both passes: some minutes.
+# The shipped chain by torch.export, and ONNX: some minutes.
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_export.py
 

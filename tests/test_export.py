@@ -218,9 +218,10 @@ def test_exported_files_work_without_this_code(exported, name):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("sure_deg", [None, pytest.param(180.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sure_deg", [None, 180.0])
 def test_onnx_of_any_batch_and_size(sure_deg, tmp_path):
-    """With a second pass torch takes minutes to convert what takes half of one without."""
+    """Minutes of conversion, with a second pass more."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net, given = tiny_chain(sure_deg), volumes(tmp_path / "volumes")
