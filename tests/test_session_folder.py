@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from scripts.scan.session_folder import SessionFolder
 from scripts.scan.session_options import SessionOptions
 from scripts.scan.session_report import session_report
 from scripts.scan.stack_session import StackSession
+from scripts.service import Lookers
 
 
 def record(folder, messages=("",) * 4):
@@ -110,3 +112,17 @@ def test_a_folder_that_cannot_be_made_disturbs_nobody(tmp_path):
     record(folder)
     assert folder.failures > 0
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_service_that_ends_waits_until_its_folders_are_written(tmp_path):
+    """What a thread imports after the end of the main thread fails, and may crash the process."""
+    lookers = Lookers({"session_dir": tmp_path, "console_port": None, "igtl_port": None})
+    (folder,) = lookers(1)
+    lookers.close()  # a session that never started
+    folder._put(lambda: time.sleep(1))
+    folder.started(SessionOptions())
+    folder.ended("the client closed")
+    assert folder.writing
+    lookers.close()
+    assert not folder.writing
+    assert (folder.path / "options.json").exists()

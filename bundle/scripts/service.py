@@ -26,6 +26,7 @@ from .scan.slices import PLANES
 
 MODEL = Path(__file__).parents[1] / "models" / "model.pt"
 LOADING_S = 600.0
+WRITING_S = 60.0  # that the end of the service waits for the folder of a session
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -114,6 +115,7 @@ class Lookers:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.session_dir: Path | None = options["session_dir"]
+        self._folders: list[Any] = []  # that are still written to
         self.board: Any = None
         self.slicer: Any = None
         if options["console_port"] is not None:
@@ -132,11 +134,15 @@ class Lookers:
         if self.session_dir is not None:
             from .scan.session_folder import SessionFolder
 
-            found.append(SessionFolder(self.session_dir, number))
+            folder = SessionFolder(self.session_dir, number)
+            self._folders = [*(each for each in self._folders if each.writing), folder]
+            found.append(folder)
         return tuple(found)
 
     def close(self) -> None:
-        """End what listens."""
+        """End what listens, when the folders of all sessions are written."""
+        for folder in self._folders:
+            folder.wait(WRITING_S)
         for looker in (self.board, self.slicer):
             if looker is not None:
                 looker.close()

@@ -40,7 +40,8 @@ class SessionFolder:
         self._answers: list[dict[str, Any]] = []
         self._reason = ""
         self.failures = 0
-        # no daemon: a service that ends while a session is open writes the rest first
+        # no daemon: a service that ends while a session is open writes the rest first. It has to
+        # wait for it: what is imported after the main thread's end fails
         self._thread = threading.Thread(target=self._work, name=name)
 
     def started(self, options: SessionOptions) -> None:
@@ -58,9 +59,15 @@ class SessionFolder:
         self._reason = reason
         self._over.set()
 
+    @property
+    def writing(self) -> bool:
+        """Whether the thread runs: from the session's start until all is written."""
+        return self._thread.is_alive()
+
     def wait(self, timeout_s: float) -> None:
         """Wait until everything is written."""
-        self._thread.join(timeout_s)
+        if self.writing:
+            self._thread.join(timeout_s)
 
     def _put(self, task: Callable[[], None]) -> None:
         try:
