@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from matplotlib.image import imread
 from scipy.spatial.transform import Rotation
 
+from chains import Answering
 from conftest import BUNDLE, head_pose
 from scripts.labels import Status
 from scripts.scan import closed_loop
@@ -390,23 +391,13 @@ def test_tables_survive_being_written_and_read(tmp_path):
         assert next(csv.reader(file)) == ["a", "b", "c"]
 
 
-class SaysTheMiddle:
+class SaysTheMiddle(Answering):
     """A stub of the network: heads in the middle of the grid, and what errors it expects."""
-
-    chain = SimpleNamespace(spacing_mm=4.0)
 
     def __init__(self, **errors):
         self.errors = errors
 
-    def to(self, _):
-        return self
-
-    def freeze(self):
-        return self
-
-    def predict(self, volume):
-        import torch
-
+    def fields(self, volume):
         n = len(volume)
         fields = {
             "head_to_grid": torch.eye(4).expand(n, 4, 4).clone(),
@@ -414,8 +405,7 @@ class SaysTheMiddle:
             "brain_volume_ml": torch.ones(n),
             "label": torch.ones_like(volume, dtype=torch.uint8),
         }
-        fields |= {name: torch.tensor(values[:n]) for name, values in self.errors.items()}
-        return SimpleNamespace(_asdict=lambda: fields)
+        return fields | {name: torch.tensor(values[:n]) for name, values in self.errors.items()}
 
 
 def test_the_estimator_finds_the_heads_of_the_inference_command():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from chains import Answering
 from conftest import BUNDLE
 from scripts import process
 from scripts.scan import estimator
@@ -20,25 +20,16 @@ from scripts.scan.pose_worker import PoseWorker
 from scripts.weight_files import WeightsError
 
 
-class Blind:
+class Blind(Answering):
     """A network that finds no head."""
 
-    chain = SimpleNamespace(spacing_mm=4.0)
-
-    def to(self, _):
-        return self
-
-    def freeze(self):
-        return self
-
-    def predict(self, volume):
+    def fields(self, volume):
         n = len(volume)
-        fields = {
+        return {
             "head_to_grid": torch.full((n, 4, 4), float("nan")),
             "confidence": torch.zeros(n),
             "label": torch.zeros_like(volume, dtype=torch.uint8),
         }
-        return SimpleNamespace(_asdict=lambda: fields)
 
 
 def found(values):

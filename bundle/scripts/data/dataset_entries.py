@@ -20,7 +20,8 @@ from .transforms import world_pose
 
 SECTIONS = ("training", "validation", "test")
 EYES_MM = ("left_eye_mm", "right_eye_mm")
-USED = ("image", "label", "head_to_world", "subject", *EYES_MM)
+FILES = ("image", "label")
+USED = (*FILES, "head_to_world", "subject", *EYES_MM)
 WRITTEN = ("ga_weeks", "contrast")  # by the importers and the phantom, for people
 
 
@@ -85,6 +86,15 @@ def section_of(
     return content[section]
 
 
+def located(entry: Mapping[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """An entry as it is in a file, but for the full paths of its image and label; see `read_entry`.
+
+    >>> located({"image": "a.nii", "label": None, "ga_weeks": 30}, "D")
+    {'image': 'D/a.nii', 'label': None, 'ga_weeks': 30}
+    """
+    return {**entry, **{key: str(Path(folder) / entry[key]) for key in FILES if entry.get(key)}}
+
+
 def read_entry(
     given: Any, where: str, folder: str | os.PathLike[str]
 ) -> tuple[dict[str, Any] | None, list[Finding]]:
@@ -98,7 +108,7 @@ def read_entry(
         return None, [Finding(where, text)]
     found = list(_key_findings(given, where))
     entry: dict[str, Any] = {}
-    for key in ("image", "label"):
+    for key in FILES:
         if given.get(key) is None:
             continue
         if not isinstance(given[key], str):

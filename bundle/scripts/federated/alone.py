@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset_entries import SECTIONS, read_dataset, section_of
+from ..data.dataset_entries import SECTIONS, located, read_dataset, section_of
 from ..files import write_json, write_tensors
 from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
-
-PATHS = ("image", "label")
 
 
 def train_alone(
@@ -56,13 +54,12 @@ def pool_data(
     folder = Path(folder)
     content: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     for name, path in site_files.items():
-        dataset_dir = Path(read_site_file(path)["dataset_dir"])
+        dataset_dir = read_site_file(path)["dataset_dir"]
         given = read_dataset(dataset_dir)
         for section, entries in content.items():
             for number, entry in enumerate(section_of(given, dataset_dir, section)):
-                files = {key: str(dataset_dir / entry[key]) for key in PATHS if key in entry}
                 subject = f"{name}/{entry.get('subject', f'{section}_{number}')}"
-                entries.append({**entry, **files, "subject": subject})
+                entries.append({**located(entry, dataset_dir), "subject": subject})
     write_json(folder / "dataset.json", content)
     write_json(folder / "site.json", {"dataset_dir": str(folder), "output_dir": str(folder)})
     return folder / "site.json"

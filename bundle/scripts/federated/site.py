@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..data.datalists import datalist
 from ..data.dataset_check import DatasetError
-from ..data.dataset_entries import read_dataset, section_of
+from ..data.dataset_entries import FILES, located, read_dataset, section_of
 from ..evaluation.about import bundle_version
 from ..files import replacing
 from ..network.head_pose_net import PARTS
@@ -392,12 +392,13 @@ def _entry_named(text: str, dataset_dir: str) -> str:
     From the text, because a loader's worker hands on nothing else.
     """
     named, length = "", 0
+    content = read_dataset(dataset_dir)
     for section in SECTIONS:
-        for number, entry in enumerate(section_of(read_dataset(dataset_dir), dataset_dir, section)):
-            for key in ("image", "label"):
-                path = printable(str(Path(dataset_dir) / str(entry.get(key) or "")))
+        for number, entry in enumerate(section_of(content, dataset_dir, section)):
+            full = located(entry, dataset_dir)
+            for path in (printable(full[key]) for key in FILES if full.get(key)):
                 # the longest: a.nii is part of a.nii.gz, and the folder of all
-                if entry.get(key) and path in text and len(path) > length:
+                if path in text and len(path) > length:
                     named, length = f"{section}[{number}]", len(path)
     return named
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.dataset_check import SHOWN, check_dataset, summary
-from ..data.dataset_entries import read_dataset
+from ..data.dataset_entries import located, read_dataset
 from ..process import reason
 from ..weight_files import read_weights
 from .kit_check import OK, WARNING, WRONG, Line, check_kit
@@ -215,15 +215,8 @@ def _shortened(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any
     content = read_dataset(settings["dataset_dir"])
     short: dict[str, Any] = {"test": []}
     for section in SECTIONS:
-        short[section] = [
-            entry
-            | {
-                key: str(Path(settings["dataset_dir"]) / entry[key])
-                for key in ("image", "label")
-                if entry.get(key)
-            }
-            for entry in content[section][: TRIED[section]]
-        ]
+        tried = content[section][: TRIED[section]]
+        short[section] = [located(entry, settings["dataset_dir"]) for entry in tried]
     (folder / "dataset.json").write_text(json.dumps(short))
     changed = {"dataset_dir": str(folder), "output_dir": str(folder / "out"), "check_data": False}
     return {**settings, **changed}, {section: len(content[section]) for section in SECTIONS}
