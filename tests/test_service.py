@@ -10,11 +10,13 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ismrmrd", reason="the extra `scan` is not installed")
 
 from conftest import BUNDLE, save_nifti
 from scripts import scanner_client, service
+from scripts.geometry import geodesic_deg
 from scripts.scan.estimator import HeadPoseEstimator
 from scripts.scan.patient import world_to_patient
 from scripts.simulation.volume import make_phantom
@@ -60,8 +62,7 @@ def test_navigators_of_a_folder_get_the_poses_of_inference(tmp_path, capsys):
     pose = np.array(found[0]["head_to_patient_lps"])
     wanted = world_to_patient(expected.head_to_world)
     np.testing.assert_allclose(pose[:3, 3], wanted[:3, 3], atol=0.01)
-    turned = (np.trace(pose[:3, :3].T @ wanted[:3, :3]) - 1) / 2
-    assert np.degrees(np.arccos(np.clip(turned, -1, 1))) < 0.01
+    assert geodesic_deg(*map(torch.from_numpy, (pose[:3, :3], wanted[:3, :3]))) < 0.01
     assert found[1]["slice"]["plane"] == "coronal"
     assert [one["slice"]["order"] for one in found] == [0, 1]
     folders = sorted((tmp_path / "sessions").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 
 import nibabel as nib
 import numpy as np
@@ -60,6 +61,45 @@ def test_working_grid_is_right_handed_isotropic_and_scaled(landmark_case):
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert (image.min().item(), image.max().item()) == (0.0, 1.0)
     assert image.shape[0] == 1
+
+
+@pytest.mark.parametrize("count", [24, 47, 48, 64])
+@pytest.mark.parametrize("size", [6.0, 5.5, 2.0, 4.0])
+def test_rounding_of_the_affine_moves_no_sample(count, size):
+    """Headers say an affine to seven digits; 48 voxels of 6 mm end in the middle of one of 4 mm."""
+    rng = np.random.default_rng(count)
+    image = torch.from_numpy(rng.random((1, count, 12, 10)).astype(np.float32))
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = -70, 20, 33
+
+    def resampled(matrix):
+        volume = MetaTensor(image, affine=torch.from_numpy(matrix))
+        return ToWorkingGridd(label_key=None)({"image": volume})["image"]
+
+    exact = resampled(affine)
+    for _ in range(6):
+        rounded = affine.copy()
+        rounded[:3, :3] += 1e-6 * rng.standard_normal((3, 3))  # shears, too
+        found = resampled(rounded)
+        assert found.shape == exact.shape
+        np.testing.assert_allclose(found.affine, exact.affine, atol=1e-3)
+        np.testing.assert_allclose(found, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.3, -0.3])
+def test_the_grid_begins_at_the_corner_and_covers_the_volume(shear):
+    affine = np.diag([6.0, 3.3, 2.5, 1.0])
+    affine[0, 1] = shear * 3.3
+    affine[:3, 3] = -70, 20, 33
+    shape = np.array([48, 47, 12])
+    volume = MetaTensor(torch.rand(1, *shape), affine=torch.from_numpy(affine))
+    grid = ToWorkingGridd(label_key=None)({"image": volume})["image"]
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    world = corners @ affine[:3, :3].T + affine[:3, 3]
+    found = np.asarray(grid.affine)
+    there = np.linalg.solve(found[:3, :3], (world - found[:3, 3]).T).T
+    np.testing.assert_allclose(there.min(0), 0, atol=1e-6)
+    assert (np.abs(there.max(0) - (np.array(grid.shape[1:]) - 1)) <= 0.5 + 1e-3).all()
 
 
 def test_composed_by_monai_it_is_the_same(landmark_case):

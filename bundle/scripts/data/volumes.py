@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import compute_shape_offset, zoom_affine
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    Orientationd,
-    ScaleIntensityRange,
-    Spacingd,
-)
+from monai.data.utils import zoom_affine
+from monai.transforms import MapTransform, Orientationd, ScaleIntensityRange, SpatialResample
+from numpy.typing import NDArray
 
 from ..labels import UNKNOWN, Status, check_label
 from ..reading import VolumeError, read_image
@@ -24,6 +19,7 @@ from ..reading.printable import printable
 from .smoothing import smoothed
 
 Data = dict[Hashable, Any]
+Matrix = NDArray[np.float64]
 
 
 # 800 mm along each axis on a grid of 4 mm; the widest fields of view have a fifth of that
@@ -136,18 +132,8 @@ class ToWorkingGridd(MapTransform):
     ) -> None:
         super().__init__([image_key] + ([label_key] if label_key else []), allow_missing_keys=True)
         self.image_key, self.label_key, self.spacing_mm = image_key, label_key, spacing_mm
-        resample = [
-            Orientationd(self.keys, axcodes="RAS", labels=None, allow_missing_keys=True),
-            Spacingd(
-                self.keys,
-                pixdim=(spacing_mm,) * 3,
-                mode=["bilinear", "nearest"][: len(self.keys)],
-                padding_mode="border",
-                dtype=np.float32,
-                allow_missing_keys=True,
-            ),
-        ]
-        self._resample = Compose(resample)
+        self._reorient = Orientationd(self.keys, "RAS", labels=None, allow_missing_keys=True)
+        self._resample = SpatialResample(padding_mode="border", dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         d = dict(data)
@@ -167,7 +153,11 @@ class ToWorkingGridd(MapTransform):
         if sigma.max() > 0.5:
             values = torch.from_numpy(smoothed(image.as_tensor()[0].numpy(), sigma))
             d[self.image_key] = MetaTensor(values.unsqueeze(0), meta=image.meta)
-        d = dict(self._resample(d))
+        d = dict(self._reorient(d))
+        for key in self.key_iterator(d):
+            mode = "bilinear" if key == self.image_key else "nearest"
+            affine, shape = self._grid(d[key])
+            d[key] = self._resample(d[key], torch.from_numpy(affine), shape.astype(int), mode)
         values = d[self.image_key].numpy()
         # Zeros, up to what resampling leaves of rounding, are padding: how much of it there is must
         # not move the scale.
@@ -227,9 +217,19 @@ class ToWorkingGridd(MapTransform):
         affine = np.asarray(image.affine, dtype=np.float64)
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         least = np.prod(np.maximum(sizes * np.asarray(image.shape[1:]) / self.spacing_mm - 1, 1))
-        if not least <= MAX_GRID_VOXELS:
-            return float(least)
-        # of sheared volumes, the box around them
+        return float(least if not least <= MAX_GRID_VOXELS else np.prod(self._grid(image)[1]))
+
+    def _grid(self, image: MetaTensor) -> tuple[Matrix, NDArray[np.float64]]:
+        """Affine (4, 4) and size (3,) of the image's grid; of sheared volumes, of the box around them.
+
+        It begins at the first voxel, and ends within half of one of the last. That is MONAI's
+        ``Spacing`` without its leaps: there a shear by a rounding error, which every header has,
+        moves all samples by half a voxel of the grid, and where half a voxel is left over (as of 48
+        voxels of 6 mm) it decides whether that counts.
+        """
+        affine = np.asarray(image.affine, dtype=np.float64)
         grid = zoom_affine(affine, (self.spacing_mm,) * 3, diagonal=False)
-        shape, _ = compute_shape_offset(tuple(image.shape[1:]), affine, grid)
-        return float(np.prod(np.asarray(shape, dtype=np.float64)))
+        steps = np.linalg.solve(grid[:3, :3], affine[:3, :3])
+        last = np.asarray(image.shape[1:], dtype=np.float64) - 1
+        grid[:3, 3] = affine[:3, 3] + grid[:3, :3] @ (np.minimum(steps, 0) @ last)
+        return grid, np.round(np.round(np.abs(steps) @ last + 1, 3))
