@@ -157,7 +157,8 @@ class ToWorkingGridd(MapTransform):
         for key in self.key_iterator(d):
             mode = "bilinear" if key == self.image_key else "nearest"
             affine, shape = self._grid(d[key])
-            d[key] = self._resample(d[key], torch.from_numpy(affine), shape.astype(int), mode)
+            size = shape.astype(int).tolist()
+            d[key] = self._resample(d[key], torch.from_numpy(affine), size, mode)
         values = d[self.image_key].numpy()
         # Zeros, up to what resampling leaves of rounding, are padding: how much of it there is must
         # not move the scale.
@@ -220,7 +221,7 @@ class ToWorkingGridd(MapTransform):
         return float(least if not least <= MAX_GRID_VOXELS else np.prod(self._grid(image)[1]))
 
     def _grid(self, image: MetaTensor) -> tuple[Matrix, NDArray[np.float64]]:
-        """Affine (4, 4) and size (3,) of the image's grid; of sheared volumes, of the box around them.
+        """Affine (4, 4) and size (3,) of the image's grid; of a sheared one, of the box around it.
 
         It begins at the first voxel, and ends within half of one of the last. That is MONAI's
         ``Spacing`` without its leaps: there a shear by a rounding error, which every header has,
