@@ -24,8 +24,9 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from scripts.federated import client, job
-from scripts.federated.job import FILTERS, HeadPoseRecipe, main, simulate
+from scripts.federated.job import HeadPoseRecipe, main, simulate
 from scripts.federated.kit import CLASSES, LOG_STREAMER, prepare_kit
+from scripts.federated.privacy import FILTERS
 from scripts.federated.server import (
     Contribution,
     HeadPoseFederation,

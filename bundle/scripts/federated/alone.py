@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.dataset_entries import SECTIONS, located, read_dataset, section_of
 from ..files import write_json, write_tensors
-from .site import BEST, HISTORY, FederatedSite, Plan, finite, read_site_file
+from .site import BEST, HISTORY, LAST, FederatedSite, Plan, finite, read_site_file
 
 
 def train_alone(
@@ -27,8 +27,9 @@ def train_alone(
 ) -> None:
     """Train each site by itself, rated before every round and after the last one.
 
-    In each site's output folder: ``model.pt``, its best weights by ``key_metric``; and
-    ``rounds.json``, the metrics of each round. As in a federation, the start weights count too.
+    In each site's output folder: ``model.pt``, its best weights by ``key_metric``; ``last.pt``; and
+    ``rounds.json``, the metrics of each round and the volumes it went through. As in a federation,
+    the start weights count too.
 
     SiteError for a site whose data cannot be used.
     """
@@ -81,6 +82,7 @@ def _train_one(
             best = error
             write_tensors(dict(weights), Path(settings["output_dir"]) / BEST)
         if number < plan.rounds:
-            site.train(weights, number)
+            history[-1]["samples"] = site.train(weights, number)
             weights = site.weights()
+    write_tensors(dict(weights), Path(settings["output_dir"]) / LAST)
     write_json(Path(settings["output_dir"]) / HISTORY, history)

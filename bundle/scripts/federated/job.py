@@ -34,10 +34,7 @@ if __name__ == "__main__" and find_spec("nvflare") is None:
 
     sys.exit(without_nvflare(sys.argv[1:]))
 
-from nvflare.apis.filter import Filter
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
-from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
-from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
@@ -49,14 +46,13 @@ from . import site_check
 from .alone import pool_data, train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
 from .kit import CLASSES, prepare_kit
+from .privacy import FILTERS, Privacy, write_filtered
 from .rating import models_of, rate
 from .server import KEY_METRICS, START_WEIGHTS, HeadPoseFederation
 from .site import BEST, BUNDLE_ROOT, HISTORY, LAST, OWN_RELEASE, SHARES, Plan
 
 NAME = "head_pose"
 ALGORITHMS = ("fedavg", "fedprox")
-# NVFlare's filters of what leaves a site
-FILTERS: Mapping[str, type[Filter]] = {"percentile": PercentilePrivacy, "svt": SVTPrivacy}
 
 
 class HeadPoseRecipe(Recipe):
@@ -69,7 +65,7 @@ class HeadPoseRecipe(Recipe):
     min_sites : sites without which there is no round
     fedprox_mu : weight of the proximal term; 0 is plain averaging
     key_metric, grace_s : see `HeadPoseFederation`
-    privacy : a filter of ``FILTERS`` by name, with its arguments
+    privacy : a filter of what leaves a site
     resume_dir : the folder of a job that ended early, with last.pt, model.pt and rounds.json;
         the job goes on from there instead of from ``init_path``
 
@@ -86,7 +82,7 @@ class HeadPoseRecipe(Recipe):
         fedprox_mu: float = 0.0,
         key_metric: str = "rotation_deg",
         grace_s: float = 600.0,
-        privacy: tuple[str, Mapping[str, Any]] | None = None,
+        privacy: Privacy | None = None,
         resume_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         job = FedJob(NAME, min_clients=min_sites)
@@ -118,12 +114,7 @@ class HeadPoseRecipe(Recipe):
         job.to_clients({"max_runner_sync_timeout": 600.0})
         super().__init__(job)
         if privacy is not None:
-            name, settings = privacy
-            try:
-                leaving = FILTERS[name](**settings)
-            except TypeError as error:
-                raise ValueError(f"privacy filter {name}: {error}") from error
-            self.add_client_output_filter(leaving, tasks=["train"])
+            self.add_client_output_filter(privacy.filter(), tasks=["train"])
 
 
 def _finished_rounds(folder: Path) -> int:
@@ -216,12 +207,16 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("simulate", help="server and sites on this machine")
     alone = commands.add_parser("alone", help="every site by itself, to compare with")
     rating = commands.add_parser("rate", help="models on the volumes of every site, to compare")
+    filtered = commands.add_parser("filtered", help="what privacy filters make of sites alone")
     export = commands.add_parser("export", help="write the job for a real federation")
-    for command in (runs, alone, rating):
+    filtered.add_argument("--alone", required=True, help="output_dir of alone, a folder a site")
+    for command in (runs, alone, rating, filtered):
         command.add_argument(
             "--sites", type=_sites, required=True, help="name=DIR,... (or a site file each)"
         )
         command.add_argument("--output_dir", required=True)
+    for command in (runs, alone, filtered, export):
+        command.add_argument("--init_path", default=str(BUNDLE_ROOT / "models" / "model.pt"))
     alone.add_argument(
         "--pooled", action="store_true", help="one model, on the data of all sites in one place"
     )
@@ -240,7 +235,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--rounds", type=int, default=3)
         command.add_argument("--local_epochs", type=int, default=1)
         command.add_argument("--share", choices=SHARES, default="all", help="part that is trained")
-        command.add_argument("--init_path", default=str(BUNDLE_ROOT / "models" / "model.pt"))
         command.add_argument("--key_metric", choices=KEY_METRICS, default="rotation_deg")
         command.add_argument(
             "--override", type=_override, action="append", default=[], metavar="ID=VALUE",
@@ -277,6 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rate(files, models_of(options.models, list(files)), output, options.section)
             print(output / options.section)
             return
+        if options.command == "filtered":
+            folder, start = Path(options.output_dir).resolve(), options.init_path
+            written = write_filtered(list(options.sites), options.alone, start, folder)
+            print(*(f"{name}={path}" for name, path in written.items()), sep=",")
+            return
         plan = Plan(options.rounds, options.local_epochs, options.share, dict(options.override))
         if options.command == "alone":
             output = Path(options.output_dir).resolve()
@@ -293,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "fedprox_mu": options.fedprox_mu if options.algorithm == "fedprox" else 0.0,
             "key_metric": options.key_metric,
             "grace_s": options.grace_s,
-            "privacy": (options.privacy, options.privacy_args) if options.privacy else None,
+            "privacy": Privacy(options.privacy, options.privacy_args) if options.privacy else None,
             "resume_dir": options.resume_dir,
         }
         if options.command == "simulate":
