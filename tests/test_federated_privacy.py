@@ -1,6 +1,5 @@
 """federated/privacy.py: what the filters leave of a change, and what `job filtered` writes."""
 
-
 from __future__ import annotations
 
 import numpy as np
