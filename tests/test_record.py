@@ -145,6 +145,13 @@ def test_the_surest_frame_stands_for_a_series():
     assert unsure.surer_than(none)
     assert none.surer_than(broken)
     assert broken.surer_than(None)
+    # the expected error tells more than the confidence
+    near = said(item(), head_pose(), 0.7, rotation_sd_deg=torch.tensor(4.0))
+    far = said(item(), head_pose(), 0.9, rotation_sd_deg=torch.tensor(40.0))
+    assert near.surer_than(far)
+    unknown = said(item(), head_pose(), 1.0, rotation_sd_deg=torch.tensor(float("nan")))
+    assert far.surer_than(unknown)
+    assert not unknown.surer_than(near)
 
 
 def test_records_are_json():

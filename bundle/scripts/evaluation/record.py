@@ -51,10 +51,17 @@ class Finding:
 
     def surer_than(self, other: Finding | None) -> bool:
         """Whether this frame of a series stands for it rather than ``other``: a pose before none,
-        then the greater confidence, then a volume that could be looked at."""
+        then the smaller expected error of the turn (an unknown one last), then the greater
+        confidence, then a volume that could be looked at."""
         if other is None:
             return True
-        mine, its = ((f.pose is not None, f.record["confidence"], f.usable) for f in (self, other))
+        return self._sureness > other._sureness
+
+    @property
+    def _sureness(self) -> tuple[bool, float, float, bool]:
+        sd_deg = self.record.get("rotation_sd_deg")
+        surely = -math.inf if sd_deg is None else -sd_deg
+        return self.pose is not None, surely, self.record["confidence"], self.usable
         return mine > its
 
 
