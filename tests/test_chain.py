@@ -22,7 +22,7 @@ from chains import (
 from scripts.cubes import Cube, along_grid, sample_cubes
 from scripts.geometry import geodesic_deg, no_head
 from scripts.network import E3CNN
-from scripts.network.chain import PoseChain, Prediction, most_probable
+from scripts.network.chain import PoseChain, Prediction, brain_units, most_probable
 from scripts.network.search import DensestPlace
 from symmetry import SYMMETRIES, move_voxels
 
@@ -64,7 +64,7 @@ def cube_at(center_mm, side_mm) -> Cube:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("config", "crop_size"),
-    [({"in_channels": 3}, 16), ({}, 16), (AUTHORS_SMALL, 8)],
+    [({"in_channels": 4}, 16), ({}, 16), (AUTHORS_SMALL, 8)],
     ids=["with_maps", "image_alone", "small_authors"],
 )
 def test_pose_turns_with_the_volume(config, crop_size, dtype, use_dtype):
@@ -90,6 +90,52 @@ def test_pose_turns_with_the_volume(config, crop_size, dtype, use_dtype):
             torch.testing.assert_close(after.confidence, confidence, atol=tolerance, rtol=0)
             assert after.brain_volume_ml.equal(before.brain_volume_ml.expand(8))
             assert after.label.equal(torch.cat([move_voxels(before.label, g) for g in group]))
+
+
+def crop_with_brain(scale=1.0, offset=0.0, outside=0.0):
+    """A crop (1, 3, 12, 12, 12): a brain with structure in a surrounding, and where it is."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 12, 12, 12, generator=generator)
+    brain = torch.zeros_like(image)
+    brain[:, :, 3:9, 3:9, 3:9] = 1
+    image = torch.where(brain > 0, scale * image + offset, outside)
+    return torch.cat([image, brain, torch.zeros_like(brain)], dim=1)
+
+
+def test_in_brain_units_a_dark_brain_is_as_clear_as_a_bright_one():
+    bright = brain_units(crop_with_brain())
+    assert bright.shape == (1, 1, 12, 12, 12)
+    inside = crop_with_brain()[:, 1:2] > 0
+    assert bright[inside].std() == pytest.approx(0.5, abs=0.03)
+    dark = brain_units(crop_with_brain(scale=0.1, offset=0.02, outside=1.0))
+    # the deviation is at least a hundredth of the range
+    torch.testing.assert_close(dark[inside], bright[inside] * 0.75, atol=0.2, rtol=0)
+    assert dark[~inside].unique().tolist() == [1.5]
+    # without probabilities the middle counts; where nothing is, nothing is made up
+    unseen = crop_with_brain()
+    unseen[:, 1:] = 0
+    assert brain_units(unseen)[inside].std() == pytest.approx(0.5, abs=0.1)
+    assert brain_units(torch.zeros(2, 3, 8, 8, 8)).abs().max() == 0
+
+
+def test_the_rotation_network_sees_the_image_the_maps_and_the_image_in_brain_units():
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, crop):
+            seen.append(crop)
+            return torch.rand(len(crop), 3, 3, 2, 2, 2)
+
+    for channels in (1, 3, 4):
+        chain = chain_of(E3CNN(**TINY, in_channels=channels))
+        chain.rotation = Recorder()
+        with torch.no_grad():
+            chain.predict(heads())
+    one, three, four = (crop for crop in seen[:: len(seen) // 3][:3])
+    assert [crop.shape[1] for crop in (one, three, four)] == [1, 3, 4]
+    assert three[:, :1].equal(one)
+    assert four[:, :3].equal(three)
+    assert four[:, 3:].equal(brain_units(three))
 
 
 def test_pose_is_rigid_and_centred_on_the_brain():

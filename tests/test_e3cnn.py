@@ -210,6 +210,22 @@ def test_channels_that_a_crop_lacks_count_as_zero():
         E3CNN(**TINY)(torch.zeros(1, 2, 8, 8, 8))
 
 
+def test_weights_of_fewer_channels_are_taken_and_say_the_same():
+    """Releases up to 0.10 had three; the channels that they lack count as zero, as in crops."""
+    older, newer = (E3CNN(**TINY, in_channels=n).eval() for n in (3, 4))
+    crop = torch.rand(2, 4, 8, 8, 8)
+    newer.load_state_dict(older.state_dict())
+    with torch.no_grad():
+        expected = older(crop[:, :3])
+        assert relative_error(newer(crop[:, :3]), expected) < 1e-5
+        assert relative_error(newer(crop), expected) < 1e-5  # whatever the fourth shows
+    same = E3CNN(**TINY, in_channels=4)
+    same.load_state_dict(newer.state_dict())
+    assert same.stages[0][0].conv.weight.equal(newer.stages[0][0].conv.weight)
+    with pytest.raises(RuntimeError, match=r"stages\.0\.0\.conv\.weight"):
+        older.load_state_dict(newer.state_dict())
+
+
 def test_default_network():
     net = E3CNN()
     assert sum(p.numel() for p in net.parameters()) == 19032

@@ -43,7 +43,9 @@ def flat(weights):
 
 
 def test_unfiltered_is_the_mean_weighted_by_volumes(trained):
-    written = write_filtered(list(SAMPLES), trained / "alone", trained / "start.pt", trained, [])
+    written = write_filtered(
+        list(SAMPLES), trained / "alone", read_weights(trained / "start.pt"), trained, []
+    )
     assert list(written) == ["unfiltered"]
     a, b = (flat(read_weights(trained / "alone" / site / "last.pt")) for site in SAMPLES)
     found = flat(read_weights(written["unfiltered"]))
@@ -67,7 +69,7 @@ def test_command_writes_a_model_for_each_filter_and_names_them_for_rate(trained,
     assert {privacy.name for privacy in STRENGTHS} == set(FILTERS)
     # a second time they are the same: the noise has a seed
     again = write_filtered(
-        list(SAMPLES), trained / "alone", trained / "start.pt", trained / "again"
+        list(SAMPLES), trained / "alone", read_weights(trained / "start.pt"), trained / "again"
     )
     for label, path in again.items():
         assert torch.equal(flat(read_weights(path)) - start, moved[label])
@@ -96,6 +98,10 @@ def test_what_was_not_trained_alone_is_refused(trained):
     history = [{"round": 0, "metrics": {}, "best": True}]
     write_json(trained / "alone" / "a" / "rounds.json", history)
     with pytest.raises(ValueError, match="not trained alone"):
-        write_filtered(["a"], trained / "alone", trained / "start.pt", trained / "out")
+        write_filtered(
+            ["a"], trained / "alone", read_weights(trained / "start.pt"), trained / "out"
+        )
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        write_filtered(["nowhere"], trained / "alone", trained / "start.pt", trained / "out")
+        write_filtered(
+            ["nowhere"], trained / "alone", read_weights(trained / "start.pt"), trained / "out"
+        )

@@ -8,13 +8,20 @@ import torch
 from monai.losses import DiceLoss
 from monai.networks import one_hot
 from scipy.spatial.transform import Rotation
+from scipy.stats import vonmises_fisher
 from torch.nn import functional
 
 from scripts.cubes import cube_cells
 from scripts.labels import BACKGROUND, BRAIN, EYES, UNKNOWN
 from scripts.network.head_pose_net import TrainingOutput
 from scripts.network.landmarks import Landmarks
-from scripts.training.losses import AxisFieldLoss, HeadPoseLoss, LandmarkLoss, SegmentationLoss
+from scripts.training.losses import (
+    AxisEvidenceLoss,
+    AxisFieldLoss,
+    HeadPoseLoss,
+    LandmarkLoss,
+    SegmentationLoss,
+)
 
 
 def random_rotations(n: int, seed: int) -> torch.Tensor:
@@ -66,9 +73,42 @@ def test_loss_is_zero_at_the_truth_only():
         assert loss(wrong, rotation).min() > 2.4  # 2 pooled and 0.25 * 2 per voxel
 
 
-def test_loss_is_blind_to_the_sign_of_e_x():
+def test_evidence_is_the_negative_logarithm_of_a_density_on_the_sphere():
+    """scipy's von Mises-Fisher distribution, of the mean vector times the factor."""
+    field, rotation = random_field(), random_rotations(2, 4)
+    found = AxisEvidenceLoss(voxel_weight=0.0, evidence=7.0)(field, rotation)
+    for k in range(2):
+        v, e = field[k].flatten(2).double().numpy(), rotation[k].double().numpy()
+        expected = 1 - ((e[:, 0] @ v[0]) ** 2).sum() / (v[0] ** 2).sum()
+        for axis in (1, 2):
+            natural = 7 * v[axis].mean(-1)
+            size = np.linalg.norm(natural)
+            expected -= vonmises_fisher(natural / size, size).logpdf(e[:, axis])
+        assert found[k].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_evidence_that_is_surely_wrong_is_pushed_hardest():
+    """1 - cos has no slope there."""
+    rotation = torch.eye(3)[None]
+    slopes = {}
+    for loss in (AxisFieldLoss(0.0), AxisEvidenceLoss(0.0)):
+        field = 4 * torch.eye(3)[None, ..., None, None, None].expand(1, 3, 3, 2, 2, 2).clone()
+        field[:, 2] *= -1
+        field.requires_grad_()
+        loss(field, rotation).sum().backward()
+        slopes[type(loss)] = field.grad[:, 2].sum((2, 3, 4))[0]
+    assert slopes[AxisFieldLoss].abs().max() < 1e-5
+    torch.testing.assert_close(
+        slopes[AxisEvidenceLoss], torch.tensor([0.0, 0, -10]), atol=0.3, rtol=0
+    )
+    huge = 1e4 * torch.eye(3)[None, ..., None, None, None].expand(1, 3, 3, 2, 2, 2)
+    assert torch.isfinite(AxisEvidenceLoss()(-huge, rotation)).all()
+    assert torch.isfinite(AxisEvidenceLoss()(0 * huge, rotation)).all()
+
+
+@pytest.mark.parametrize("loss", [AxisFieldLoss(), AxisEvidenceLoss()])
+def test_loss_is_blind_to_the_sign_of_e_x(loss):
     field, rotation = random_field(), random_rotations(2, 3)
-    loss = AxisFieldLoss()
     expected = loss(field, rotation)
     flipped = field.clone()
     flipped[:, 0] *= torch.randn(2, 1, 4, 4, 4).sign()  # at any voxel, on its own
@@ -85,9 +125,9 @@ def authors_loss(field, rotation):
     return 0.5 * right.mean(1) + (unit[:, 1:] - target[:, 1:]).abs().mean((1, 2, 3))
 
 
-def test_loss_is_invariant_under_rotation_and_the_authors_is_not():
+@pytest.mark.parametrize("loss", [AxisFieldLoss(), AxisEvidenceLoss()])
+def test_loss_is_invariant_under_rotation_and_the_authors_is_not(loss):
     field, rotation = random_field(), random_rotations(2, 4)
-    loss = AxisFieldLoss()
     expected, naive = loss(field, rotation), authors_loss(field, rotation)
     naive_changes = []
     for g in random_rotations(10, 5):
@@ -98,7 +138,9 @@ def test_loss_is_invariant_under_rotation_and_the_authors_is_not():
     # the same error of 20 degrees about e_x, for heads that lie in different ways
     truth = random_rotations(50, 6)
     off = torch.from_numpy(Rotation.from_rotvec([np.radians(20), 0, 0]).as_matrix()).float()
-    naive, ours = (f(field_of(truth @ off), truth) for f in (authors_loss, loss))
+    tilted = field_of(truth @ off)
+    tilted = torch.nn.functional.normalize(tilted, dim=2)
+    naive, ours = (f(tilted, truth) for f in (authors_loss, loss))
     assert naive.max() > 1.2 * naive.min()
     torch.testing.assert_close(ours, ours[:1].expand(50), atol=1e-5, rtol=1e-5)
 

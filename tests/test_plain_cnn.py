@@ -108,7 +108,7 @@ def config_of(*names: str) -> ConfigParser:
 
 
 def test_it_costs_about_as_much_as_e3cnn():
-    cost = [multiply_adds(net, 3) for net in (E3CNN(in_channels=3), PlainCNN(in_channels=3))]
+    cost = [multiply_adds(net, 4) for net in (E3CNN(in_channels=4), PlainCNN(in_channels=4))]
     print("multiply-adds of a crop, E3CNN and PlainCNN:", cost)
     assert 0.6 < cost[1] / cost[0] < 1.6
     declared = [
@@ -123,7 +123,7 @@ def test_the_config_exchanges_the_rotation_network_and_nothing_else():
     parser, plain = config_of(*names[:1]), config_of(*names)
     network = plain.get_parsed_content("network_def")
     assert isinstance(network.rotation, PlainCNN)
-    assert network.rotation.in_channels == 3
+    assert network.rotation.in_channels == 4
     ours = parser.get_parsed_content("network_def")
     assert isinstance(ours.rotation, E3CNN)
     assert {name: p.shape for name, p in network.localizer.named_parameters()} == {

@@ -104,13 +104,22 @@ def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return f"{len(differing)} of {len(keys)} weights differ: {shown}{more}"
 
 
+def for_network(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` in the shapes of ``network`` where an older release had others (``of_older``)."""
+    found = dict(state)
+    for name, module in network.named_modules():
+        if hasattr(module, "of_older"):
+            found = dict(module.of_older(found, f"{name}." if name else ""))  # type: ignore[operator]
+    return found
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
     """Give a network the weights of a file.
 
     Those of ``read_weights``, and WeightsError for a file of another network: the network stays as
     it was.
     """
-    state = read_weights(path)
+    state = for_network(network, read_weights(path))
     if differing := difference(network.state_dict(), state):
         raise WeightsError(f"{path}: of another network; {differing}")
     network.load_state_dict(state)

@@ -62,7 +62,6 @@ class Finding:
         sd_deg = self.record.get("rotation_sd_deg")
         surely = -math.inf if sd_deg is None else -sd_deg
         return self.pose is not None, surely, self.record["confidence"], self.usable
-        return mine > its
 
 
 def conclude(

@@ -38,10 +38,12 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.spec import Recipe
+from torch import Tensor
 
 from ..data.dataset_entries import SECTIONS
 from ..files import replacing, write_json, write_tensors
-from ..weight_files import read_weights
+from ..network import HeadPoseNet
+from ..weight_files import for_network, read_weights
 from . import site_check
 from .alone import pool_data, train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
@@ -96,7 +98,7 @@ class HeadPoseRecipe(Recipe):
             for name in (BEST, HISTORY):
                 job.add_file_to_server(str(Path(resume_dir) / name), app_folder_type="config")
         start = Path(self._files.name) / START_WEIGHTS
-        write_tensors(read_weights(init_path), start)
+        write_tensors(start_weights(init_path), start)
         job.to_server(
             HeadPoseFederation(
                 **asdict(plan),
@@ -115,6 +117,11 @@ class HeadPoseRecipe(Recipe):
         super().__init__(job)
         if privacy is not None:
             self.add_client_output_filter(privacy.filter(), tasks=["train"])
+
+
+def start_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Of a file, in the shapes of this release's network. Raises what `read_weights` does."""
+    return for_network(HeadPoseNet(), read_weights(path))
 
 
 def _finished_rounds(folder: Path) -> int:
@@ -272,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(output / options.section)
             return
         if options.command == "filtered":
-            folder, start = Path(options.output_dir).resolve(), options.init_path
+            folder, start = Path(options.output_dir).resolve(), start_weights(options.init_path)
             written = write_filtered(list(options.sites), options.alone, start, folder)
             print(*(f"{name}={path}" for name, path in written.items()), sep=",")
             return
@@ -282,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files = write_site_files(options.sites, output / "sites", output)
             if options.pooled:
                 files = {"pooled": pool_data(files, output)}
-            weights = read_weights(options.init_path)
+            weights = start_weights(options.init_path)
             train_alone(files, plan, weights, options.key_metric)
             return
         recipe_arguments: dict[str, Any] = {

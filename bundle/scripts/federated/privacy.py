@@ -69,7 +69,7 @@ STRENGTHS = (
 def write_filtered(
     sites: Sequence[str],
     alone_dir: str | os.PathLike[str],
-    init_path: str | os.PathLike[str],
+    weights: Mapping[str, Tensor],
     output_dir: str | os.PathLike[str],
     strengths: Sequence[Privacy] = STRENGTHS,
     seed: int = 0,
@@ -79,21 +79,21 @@ def write_filtered(
     Parameters
     ----------
     alone_dir : where `train_alone` put ``site/last.pt`` and ``site/rounds.json``
-    init_path : weights that all of them began from
+    weights : that all of them began from
     seed : of the filters' noise
 
     Raises
     ------
     FileNotFoundError, ValueError : weights or a history that are not there or do not fit
     """
-    start = {key: value.numpy() for key, value in read_weights(init_path).items()}
+    start = {key: value.numpy() for key, value in weights.items()}
     changes = []
     for site in sites:
         folder = Path(alone_dir) / site
         trained = read_weights(folder / LAST)
         samples = sum(record.get("samples", 0) for record in read_history(folder))
         if not samples or set(trained) != set(start):
-            raise ValueError(f"{folder}: not trained alone from {init_path}")
+            raise ValueError(f"{folder}: not trained alone from these start weights")
         change = {key: value.numpy() - start[key] for key, value in trained.items()}
         changes.append(Contribution(site, change, samples))
     written = {}

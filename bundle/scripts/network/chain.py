@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cubes import Cube, brain_cube, sample_cubes
+from ..cubes import Cube, brain_cube, cube_cells, sample_cubes
 from ..geometry import frame_to_rotation, no_head, rigid
 from ..labels import BRAIN, EYES
 from ..regions import ball, densest_place, largest_component, likely_places, window
@@ -59,7 +59,8 @@ class PoseChain(nn.Module):
     localizer : volumes -> logits (batch, 3, x, y, z) of background, brain and eyes
     rotation : crops (batch, in_channels, S, S, S) -> field of axes (batch, 3, 3, s, s, s)
     search : ``search.LandmarkSearch`` or ``search.DensestPlace``
-    in_channels : of ``rotation``; with more than one it also sees the localizer's probabilities
+    in_channels : of ``rotation``; with three it also sees the localizer's probabilities, with four
+        the image once more as ``brain_units`` has it
     spacing_mm : voxel size of the volumes
     crop_size : S, voxels along the side of the crop
     crop_fill : share of the crop's side that the brain fills
@@ -255,7 +256,10 @@ class PoseChain(nn.Module):
         """
         if self.in_channels > 1:
             volume = torch.cat([volume, maps], dim=1)
-        return self.rotation(sample_cubes(volume, cube, self.crop_size, self.spacing_mm)[:, 0])
+        crop = sample_cubes(volume, cube, self.crop_size, self.spacing_mm)[:, 0]
+        if self.in_channels > 3:
+            crop = torch.cat([crop, brain_units(crop)], dim=1)
+        return self.rotation(crop)
 
     # describe
 
@@ -290,6 +294,25 @@ class PoseChain(nn.Module):
         mask = mask & ball(voxel, shape, self.spacing_mm, self.brain_radius_mm)
         part = window(mask, voxel - reach, [2 * reach + 1] * 3)
         return window(largest_component(part), reach - voxel, shape)
+
+
+def brain_units(crop: Tensor) -> Tensor:
+    """The image of crops in units of the brain, (batch, 1, S, S, S).
+
+    Less its mean in the brain, divided by its standard deviation there, limited to three of them
+    and halved. What is bright beside the head sets the scale of a volume: a dark brain may have a
+    twentieth of the range, and its structure counts as little.
+
+    ``crop`` (batch, 3 or more, S, S, S) has the image, then the probability of brain, which weighs
+    the voxels; where that is zero everywhere, a Gaussian about the middle does.
+    """
+    cells = cube_cells(crop.shape[-1], crop.dtype, crop.device)
+    image = crop[:, 0]
+    weight = crop[:, 1] + 1e-4 * torch.exp(-cells.square().sum(-1) / (2 * 0.2**2))
+    weight = weight / weight.sum([1, 2, 3], keepdim=True)
+    mean = (weight * image).sum([1, 2, 3], keepdim=True)
+    variance = (weight * (image - mean).square()).sum([1, 2, 3], keepdim=True)
+    return ((image - mean) / (variance.sqrt() + 0.01)).clamp(-3.0, 3.0).unsqueeze(1) / 2
 
 
 def most_probable(logits: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .frozen import Convolution, DirectConv, FrozenBlock, FrozenE3CNN, direct
 from .irreps import o3
@@ -27,6 +30,25 @@ def reachable(irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int) -> o3.Irre
     harmonics = o3.Irreps.spherical_harmonics(lmax)
     products = {ir for _, a in irreps_in for _, b in harmonics for ir in a * b}
     return o3.Irreps([(mul, ir) for mul, ir in irreps_out if ir in products])
+
+
+def of_more_channels(weight: Tensor, chunks: Sequence[int], channels: int) -> Tensor:
+    """Flat weights (..., n) of a first ``SteerableConv`` with zeros for the channels they lack.
+
+    ``chunks`` are those of a convolution of ``channels`` scalars. Weights of as many channels, or
+    of no such convolution, are returned as they are.
+    """
+    outputs = [size // channels for size in chunks]
+    given, rest = divmod(weight.shape[-1], sum(outputs))
+    if rest or not 0 < given < channels:
+        return weight
+    parts = weight.split([given * n for n in outputs], dim=-1)
+    padded = [
+        functional.pad(part.unflatten(-1, (given, n)), [0, 0, 0, channels - given]).flatten(-2)
+        for part, n in zip(parts, outputs, strict=True)
+    ]
+    # the convolution divides by the square root of its number of inputs
+    return torch.cat(padded, dim=-1) * math.sqrt(channels / given)
 
 
 class GatedBlock(nn.Module):
@@ -168,10 +190,27 @@ class E3CNN(nn.Module):
             )
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def of_older(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """``state`` as this network has it, where it is of one with fewer input channels.
+
+        Releases up to 0.10 had three. What they lack counts as zero, as in crops that lack it.
+        """
+        state = dict(state)
+        first: SteerableConv = self.stages[0][0].conv  # type: ignore[index, assignment]
+        for name, chunks in (("weight", first.chunks), ("center_weight", first.center_chunks)):
+            key = f"{prefix}stages.0.0.conv.{name}"
+            if key in state:
+                state[key] = of_more_channels(state[key], chunks, self.in_channels)
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """As ever, but weights of fewer input channels are taken too: the others count as zero."""
         if self.frozen is not None:
             raise RuntimeError("this E3CNN is frozen: load weights before freeze()")
-        super()._load_from_state_dict(*args, **kwargs)
+        state_dict.update(self.of_older(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, crop: Tensor) -> Tensor:
         if any(n % 2 ** (self.levels - 1) for n in crop.shape[2:]):

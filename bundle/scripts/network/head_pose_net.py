@@ -37,8 +37,9 @@ class HeadPoseNet(nn.Module):
     Parameters
     ----------
     rotation : network from crop to field of axes, an ``E3CNN`` by default. If it has more than
-        one input channel, it also sees the localizer's probabilities of brain and of eyes: scalar
-        fields that turn with the image, so that equivariance stays.
+        one input channel, it also sees the localizer's probabilities of brain and of eyes, and with
+        four the image as ``chain.brain_units`` has it: scalar fields that turn with the image, so
+        that equivariance stays.
     spacing_mm : voxel size of the working grid
     crop_size : voxels along the side of the crop
     crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
@@ -83,7 +84,7 @@ class HeadPoseNet(nn.Module):
                 raise ValueError(f"turns: only one lattice is sampled since 0.8, got {turns}")
             warnings.warn("turns is gone since 0.8: leave it out", FutureWarning, stacklevel=2)
         self.localizer = Localizer(localizer_channels)
-        self.rotation = E3CNN(in_channels=3) if rotation is None else rotation
+        self.rotation = E3CNN(in_channels=4) if rotation is None else rotation
         self.landmarks = LandmarkNet() if landmarks == "shipped" else landmarks
         self.maps_dropout = maps_dropout
         search: nn.Module = DensestPlace()

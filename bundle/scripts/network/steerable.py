@@ -147,10 +147,10 @@ class SteerableConv(nn.Module):
         degrees: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
         for i, degree, o in paths:
             degrees[i, o].append(degree)
-        self._chunks = [blocks_in[i].mul * blocks_out[o].mul for i, _, o in paths]
-        self._center_chunks = [blocks_in[i].mul * blocks_out[o].mul for i, o in centers]
-        self.weight = nn.Parameter(torch.randn(num_radial, sum(self._chunks)))
-        self.center_weight = nn.Parameter(torch.randn(sum(self._center_chunks)))
+        self.chunks = [blocks_in[i].mul * blocks_out[o].mul for i, _, o in paths]
+        self.center_chunks = [blocks_in[i].mul * blocks_out[o].mul for i, o in centers]
+        self.weight = nn.Parameter(torch.randn(num_radial, sum(self.chunks)))
+        self.center_weight = nn.Parameter(torch.randn(sum(self.center_chunks)))
 
         self._pairs: list[_Pair] = []
         for i, o in pairs:
@@ -183,8 +183,8 @@ class SteerableConv(nn.Module):
         taps = self.kernel_size**3
         blocks: dict[tuple[int, int], Tensor] = {}
         # split, not slices: the backward pass of each slice would fill a tensor of full size
-        chunks = self.weight.split(self._chunks, dim=1)
-        center_chunks = self.center_weight.unsqueeze(0).split(self._center_chunks, dim=1)
+        chunks = self.weight.split(self.chunks, dim=1)
+        center_chunks = self.center_weight.unsqueeze(0).split(self.center_chunks, dim=1)
         for index, pair in enumerate(self._pairs):
             rows = [chunks[path] for path in pair.paths]
             if pair.center is not None:

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from ..cubes import Cube, along_grid, brain_cube, sample_cubes
 from ..files import write_tensors
 from ..labels import BRAIN
+from ..network.chain import brain_units
 from ..network.head_pose_net import HeadPoseNet
 from ..regions import largest_component
 from ..weight_files import read_weights
-from .losses import AxisFieldLoss
+from .losses import AxisEvidenceLoss
 from .precision import TrainingInferer
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ class RotationCrops(Dataset):
     jittered more. Files that are missing are cut first, so a run that was stopped goes on; every
     process has files of its own.
 
-    Items: ``crop`` (channels, S, S, S) float32, the image and the localizer's probabilities of
-    brain and of eyes, through ``transforms``; ``rotation`` (3, 3), head to crop.
+    Items: ``crop`` (channels, S, S, S) float32, what the rotation network is given, the image
+    through ``transforms``; ``rotation`` (3, 3), head to crop.
 
     Parameters
     ----------
@@ -85,6 +86,7 @@ class RotationCrops(Dataset):
         self.files = [file for file in files if len(file["crop"])]
         if not self.files:
             raise ValueError(f"{folder}: no patch shows a head")
+        self.in_channels = network.chain.in_channels
         self.index = [(k, n) for k, file in enumerate(self.files) for n in range(len(file["crop"]))]
 
     def __len__(self) -> int:
@@ -96,6 +98,8 @@ class RotationCrops(Dataset):
         image = self.transforms({"image": crop[:1]})["image"]
         maps = crop[1:] * (torch.rand(()) >= self.maps_dropout)
         crop = torch.cat([torch.as_tensor(image), maps])
+        if self.in_channels > 3:
+            crop = torch.cat([crop, brain_units(crop[None])[0]])
         return {"crop": crop, "rotation": self.files[file]["rotation"][place]}
 
 
@@ -109,7 +113,8 @@ class CropCutter:
         """``crop`` (n, channels, S, S, S) float16 and ``rotation`` (n, 3, 3) of all batches."""
         chain = self.network.chain
         size = [chain.crop_size] * 3
-        crops, rotations = [torch.zeros(0, chain.in_channels, *size)], [torch.zeros(0, 3, 3)]
+        channels = min(chain.in_channels, 3)
+        crops, rotations = [torch.zeros(0, channels, *size)], [torch.zeros(0, 3, 3)]
         for batch in loader:
             crop, rotation = self(batch)
             crops.append(crop.half())
@@ -142,7 +147,7 @@ class CropCutter:
             reference.rotation,
         )
         cubes = Cube(*(torch.cat(pair, dim=1) for pair in zip(reference, second, strict=True)))
-        volume = torch.cat([given["image"], maps], dim=1)[:, : chain.in_channels]
+        volume = torch.cat([given["image"], maps], dim=1)[:, : min(chain.in_channels, 3)]
         crops = sample_cubes(volume, cubes, chain.crop_size, chain.spacing_mm)
         shown = given["has_head"] == 1
         rotation = given["head_to_grid"][shown, :3, :3].repeat_interleave(2, dim=0)
@@ -188,12 +193,12 @@ class PrepareCropBatch(PrepareBatch):
         return crop, rotation
 
 
-class MeanAxisFieldLoss(nn.Module):
-    """Mean over the batch of ``AxisFieldLoss``."""
+class CropLoss(nn.Module):
+    """Mean over the batch of ``AxisEvidenceLoss``, whose parameters it takes."""
 
-    def __init__(self, voxel_weight: float = 0.25, pooled_weight: float = 1.0) -> None:
+    def __init__(self, **options: float) -> None:
         super().__init__()
-        self.of_items = AxisFieldLoss(voxel_weight, pooled_weight)
+        self.of_items = AxisEvidenceLoss(**options)
 
     def forward(self, field: Tensor, rotation: Tensor) -> Tensor:
         return self.of_items(field, rotation).mean()

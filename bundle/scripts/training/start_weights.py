@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..weight_files import read_weights
+from ..weight_files import for_network, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class StartWeights:
         engine.add_event_handler(Events.STARTED, self._load)
 
     def _load(self, _: Engine) -> None:
-        given = read_weights(self.path)
+        given = for_network(self.network, read_weights(self.path))
         fitting, anew = [], []
         for name, part in self.network.named_children():
             prefix = f"{name}."
