@@ -59,7 +59,7 @@ weights: $(WEIGHTS)/model.pt
 $(WEIGHTS)/.data: $(VENV)/.done
 	test -d "$(FETAL_ALIGN)" -a -d "$(ATLAS)" || { echo "usage: make weights FETAL_ALIGN=clone ATLAS=folder"; exit 2; }
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/phantom --training 400 --validation 24
-	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/varied --seed 21 --training 420 --validation 12 \
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/varied --seed 21 --training 1400 --validation 12 \
 		--sequence varied --coarsen 2
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young --seed 22 --training 120 --validation 0 \
 		--sequence varied --coarsen 2 --ga_weeks 18,23
@@ -88,11 +88,17 @@ $(WEIGHTS)/landmarks/model.pt: $(WEIGHTS)/localizer/model.pt
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/landmarks.json']" $(ALL) \
 		--samples_per_epoch 200 --epochs 150 --val_interval 150 --init_path $< --output_dir $(@D)
 
-$(WEIGHTS)/model.pt: $(WEIGHTS)/landmarks/model.pt
+$(WEIGHTS)/rotation/model.pt: $(WEIGHTS)/landmarks/model.pt
 	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/rotation.json']" $(ALL) \
 		--samples_per_epoch 400 --epochs 72 --val_interval 72 --rotation_lr 0.015 \
-		--init_path $< --output_dir $(WEIGHTS)/rotation
-	cp $(WEIGHTS)/rotation/model.pt $@
+		--init_path $< --output_dir $(@D)
+
+$(WEIGHTS)/model.pt: $(WEIGHTS)/rotation/model.pt
+	cd bundle && $(TRAINING) \
+		--config_file "[$(MIXTURE),'configs/rotation.json','configs/rotation_crops.json']" $(ALL) \
+		--samples_per_epoch 800 --crop_passes 32 --crops_per_epoch 400 --epochs 120 \
+		--val_interval 120 --rotation_lr 0.015 --init_path $< --output_dir $(WEIGHTS)/crops
+	cp $(WEIGHTS)/crops/model.pt $@
 
 # Five sites that differ as hospitals do fine-tune, without sharing volumes, weights that know EPI
 # alone: those of release 0.8.0, out of the repository's history. Ends with a table against each site
