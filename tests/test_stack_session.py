@@ -154,6 +154,7 @@ def test_the_service_asks_for_the_slices_of_the_closed_loop():
         one = planned.in_order()[n]
         answer = scan.tell(Found(status, given, 0.97, EXTENT, *noise))
         assert answer["slice"]["number"] == one.number
+        assert answer["slice"]["offset_mm"] == one.offset_mm
         np.testing.assert_allclose(answer["slice"]["slice_to_world"], one.slice_to_world)
         following = next_centre_mm(follower.pose_at(2.5 * n + 2.5)[0][:3, 3], centre, FOV_STEP_MM)
         np.testing.assert_allclose(answer["navigator_fov_centre_lps"], world_to_patient(following))

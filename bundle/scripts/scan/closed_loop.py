@@ -7,34 +7,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from ..files import json_text, write_nifti, write_text
+from ..files import json_text, write_text
 from ..simulation.motion import Motion, motion_of
 from ..simulation.scanner import Scanner
 from ..simulation.scene import Scene
 from .closed_loop_picture import draw_closed_loop
-from .closed_loop_tables import (
-    NOT_STARTED,
-    csv_text,
-    read_csv,
-    stack_row,
-    summarize,
-    summary_text,
-)
-from .loop_cases import Cases, random_state
+from .closed_loop_tables import LoopTables, summary_text, write_images
+from .loop_cases import Cases, draw_stack, random_state
 from .prescription import PLANES
-from .stack_scan import Estimator, NotStarted, Protocol, Run, scan_stack
+from .stack_scan import Estimator, NotStarted, Run, scan_stack
+from .taken_stack import Protocol
 from .tracking import TrackingParameters
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever the same settings give other numbers, so that old and new ones never mix.
-VERSION = 2
-LONGEST_S = 240.0  # of a drawn motion: 10 navigators to begin with and 80 slices
+VERSION = 3
 
 
 class ClosedLoop:
@@ -81,8 +72,7 @@ class ClosedLoop:
                 raise ValueError(f"plane must be one of {sorted(PLANES)}, got {name!r}")
         for name in self.motions:  # before anything takes time
             motion_of(name, 1.0, random_state(seed, 0))
-        self._stacks: list[dict[str, Any]] = []
-        self._slices: list[dict[str, Any]] = []
+        self._tables = LoopTables(self.output_dir)
 
     def run(self) -> None:
         """Scan what is not there yet, and write the tables."""
@@ -90,10 +80,7 @@ class ClosedLoop:
         if path.exists() and path.read_text() != settings:
             raise ValueError(f"{path}: a run with other settings is in this folder; choose another")
         write_text(path, settings)
-        self._stacks = read_csv(self.output_dir / "stacks.csv")
-        done = {_stack_of(row) for row in self._stacks}
-        rows = read_csv(self.output_dir / "slices.csv")
-        self._slices = [row for row in rows if _stack_of(row) in done]
+        done = self._tables.read()
         jobs = [
             (n, m, p) for n in range(len(self.cases)) for m in self.motions for p in self.planes
         ]
@@ -106,15 +93,12 @@ class ClosedLoop:
                 if scene is None or scene[0] != number:
                     scene = number, self.cases.scene(number)
                 self._scan(number, scene[1], motion, plane, bar)
-        summary = summarize(self._stacks, self._slices)
-        logger.info("%s:\n%s", self.output_dir / "summary.csv", summary_text(summary))
+        text = summary_text(self._tables.summary())
+        logger.info("%s:\n%s", self.output_dir / "summary.csv", text)
 
     def _scan(self, number: int, scene: Scene, motion: str, plane: str, bar: tqdm) -> None:
         """Scan one stack and write everything that is known by then."""
-        # one head, motion and first field of view for all planes; noise of each stack's own
-        moving = motion_of(motion, LONGEST_S, random_state(self.seed, number, 1))
-        offset_mm = random_state(self.seed, number, 2).uniform(-15, 15, size=3)
-        noise = random_state(self.seed, number, 3, sorted(PLANES).index(plane))
+        moving, offset_mm, noise = draw_stack(self.seed, number, motion, plane)
         key = {"case": self.cases.name(number), "motion": Path(motion).name, "plane": plane}
         key_text = " ".join(key.values())
         scan = scan_stack(
@@ -132,28 +116,16 @@ class ClosedLoop:
                 bar.set_postfix_str(f"{key_text}, slice {len(runs[0].rows)}")
         except NotStarted as reason:
             logger.warning("%s: %s", key_text, reason)
-            self._stacks.append({**key, "ga_weeks": scene.ga_weeks, "run": NOT_STARTED})
-        for run in runs:
-            stack = stack_row(run, self.protocol.thickness_mm)
-            self._stacks.append({**key, "ga_weeks": scene.ga_weeks, **stack})
-            self._slices += [{**key, **row} for row in run.rows]
+        self._tables.add(key, scene.ga_weeks, runs, self.protocol.thickness_mm)
         if runs and number < self.image_cases:
             self._write_images(runs, scene, moving, key)
-        # slices first: a stack counts as done when it stands in stacks.csv
-        write_text(self.output_dir / "slices.csv", csv_text(self._slices))
-        write_text(self.output_dir / "stacks.csv", csv_text(self._stacks))
-        summary = summarize(self._stacks, self._slices)
-        write_text(self.output_dir / "summary.csv", csv_text(summary))
+        self._tables.write()
 
     def _write_images(
         self, runs: list[Run], scene: Scene, motion: Motion, key: dict[str, str]
     ) -> None:
-        folder = self.output_dir / "slices"
-        folder /= f"{key['case']}_{Path(key['motion']).stem}_{key['plane']}"
         for run in runs:
-            for k, taken in run.images.items():
-                path = folder / run.name / f"slice_{k:02d}.nii.gz"
-                write_nifti(path, np.round(taken.image).astype(np.int16), taken.affine)
+            write_images(self.output_dir, key, run)
         picture = self.output_dir / "closed_loop.png"
         if not picture.exists():
             draw_closed_loop(picture, runs, scene, motion, self.protocol, key["plane"], key["case"])
@@ -170,7 +142,3 @@ class ClosedLoop:
                 "weights": getattr(self.estimator, "weights", ""),
             }
         )
-
-
-def _stack_of(row: dict[str, Any]) -> tuple[str, str, str]:
-    return str(row["case"]), str(row["motion"]), str(row["plane"])

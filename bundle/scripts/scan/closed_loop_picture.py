@@ -17,7 +17,8 @@ from ..simulation.motion import Motion
 from ..simulation.scene import Scene
 from .closed_loop_tables import WAYS
 from .stack_quality import times_covered
-from .stack_scan import Protocol, Run, angle_deg, distance_mm
+from .stack_scan import Run
+from .taken_stack import Protocol, angle_deg, distance_mm
 
 # number of slices that cover a point: none, one, two or more
 COLOURS = ListedColormap(["#d1495b", "#e9ecef", "#66a3d2"])

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_nifti, write_text
 from .stack_quality import WIDE_MM
-from .stack_scan import Run
+from .taken_stack import Stack
 
 WAYS = {
     "blind": "as planned at the start",
     "pose": "by each pose",
     "tracker": "by pose and tracker",
     "true": "by the true pose at the navigator",
+    "service": "as the service asks",
 }
 NOT_STARTED = "not started"
 
 
-def stack_row(run: Run, thickness_mm: float) -> dict[str, Any]:
+def stack_row(run: Stack, thickness_mm: float) -> dict[str, Any]:
     """A row of stacks.csv; run.coverage has to be known."""
     assert run.coverage is not None
     oblique = _column(run.rows, "obliqueness_deg")
@@ -41,6 +43,53 @@ def stack_row(run: Run, thickness_mm: float) -> dict[str, Any]:
         "off_share": round(float(np.mean(off > thickness_mm / 2)), 4),
         "without_pose": lacking,
     }
+
+
+class LoopTables:
+    """Rows of stacks.csv and slices.csv, and with them summary.csv, of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stacks: list[dict[str, Any]] = []
+        self.slices: list[dict[str, Any]] = []
+
+    def read(self) -> set[tuple[str, str, str]]:
+        """Take in what is there of complete stacks; case, motion and plane of each."""
+        self.stacks = read_csv(self.folder / "stacks.csv")
+        done = {_stack_of(row) for row in self.stacks}
+        rows = read_csv(self.folder / "slices.csv")
+        self.slices = [row for row in rows if _stack_of(row) in done]
+        return done
+
+    def add(
+        self, key: dict[str, str], ga_weeks: float, runs: Sequence[Stack], thickness_mm: float
+    ) -> None:
+        """The runs of a complete stack, none where it did not start.
+
+        key : its case, motion and plane
+        """
+        if not runs:
+            self.stacks.append({**key, "ga_weeks": ga_weeks, "run": NOT_STARTED})
+        for run in runs:
+            self.stacks.append({**key, "ga_weeks": ga_weeks, **stack_row(run, thickness_mm)})
+            self.slices += [{**key, **row} for row in run.rows]
+
+    def summary(self) -> list[dict[str, Any]]:
+        return summarize(self.stacks, self.slices)
+
+    def write(self) -> None:
+        # slices first: a stack counts as done when it stands in stacks.csv
+        write_text(self.folder / "slices.csv", csv_text(self.slices))
+        write_text(self.folder / "stacks.csv", csv_text(self.stacks))
+        write_text(self.folder / "summary.csv", csv_text(self.summary()))
+
+
+def write_images(folder: Path, key: Mapping[str, str], run: Stack) -> None:
+    """The images of a run's slices, under the folder's "slices"."""
+    stack = f"{key['case']}_{Path(key['motion']).stem}_{key['plane']}"
+    for number, taken in run.images.items():
+        path = folder / "slices" / stack / run.name / f"slice_{number:02d}.nii.gz"
+        write_nifti(path, np.round(taken.image).astype(np.int16), taken.affine)
 
 
 def summarize(
@@ -129,6 +178,10 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         return []
     with open(path, newline="") as file:
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _stack_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return str(row["case"]), str(row["motion"]), str(row["plane"])
 
 
 def _value(text: str) -> Any:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.datalists import datalist
 from ..data.volumes import LoadVolumed
 from ..labels import BRAIN
+from ..simulation.motion import Motion, motion_of
 from ..simulation.scene import Scene, paint_scene, scene_of_volume
 from ..simulation.volume import PhantomGenerator
+from .slices import PLANES
+
+LONGEST_S = 240.0  # of a drawn motion: 10 navigators to begin with and 80 slices
 
 
 class Cases(Protocol):
@@ -31,6 +36,28 @@ def random_state(seed: int, number: int, *use: int) -> np.random.RandomState:
     # 19: apart from the seeds that phantoms of data sets are drawn from
     sequence = np.random.SeedSequence([seed, 19, number, *use])
     return np.random.RandomState(np.random.MT19937(sequence))
+
+
+class Drawn(NamedTuple):
+    """What is random about a stack.
+
+    How the head moves, where the first field of view lies beside it (3,), in mm, and what noise is
+    drawn from.
+    """
+
+    motion: Motion
+    fov_offset_mm: NDArray[np.float64]
+    noise: np.random.RandomState
+
+
+def draw_stack(seed: int, number: int, motion: str, plane: str) -> Drawn:
+    """The stack of a case in a plane, with a motion that `motion_of` knows (and its errors)."""
+    # one head, motion and first field of view for all planes; noise of each stack's own
+    return Drawn(
+        motion_of(motion, LONGEST_S, random_state(seed, number, 1)),
+        random_state(seed, number, 2).uniform(-15, 15, size=3),
+        random_state(seed, number, 3, sorted(PLANES).index(plane)),
+    )
 
 
 class PhantomCases:

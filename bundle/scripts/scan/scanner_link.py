@@ -7,6 +7,7 @@ import logging
 import queue
 import socket
 import threading
+import time
 from typing import Any
 
 import ismrmrd
@@ -17,6 +18,8 @@ from .mrd_images import slice_images, volume_image
 from .mrd_stream import Sender
 
 logger = logging.getLogger(__name__)
+
+STAMP_MS = 2.5  # length of a step of the acquisition time stamp that is sent
 
 # The least that the schema asks for.
 HEADER_XML = """<?xml version="1.0"?>
@@ -107,3 +110,40 @@ class ScannerLink:
         except (EOFError, OSError, ValueError) as error:
             logger.warning("the answers break off: %s: %s", type(error).__name__, error)
         self._answers.put(None)
+
+
+class PacedLink:
+    """Sends navigators over a link at their times, and waits for the answer to each.
+
+    speed : of time against that of the clock; 0 sends the next one as soon as the last is answered
+    timeout_s : longest wait for an answer
+    slices_apart : whether navigators go as a message for every slice
+    """
+
+    def __init__(
+        self, link: ScannerLink, speed: float = 1.0, timeout_s: float = 30.0, slices_apart=False
+    ) -> None:
+        self.link, self.speed, self.timeout_s = link, speed, timeout_s
+        self.slices_apart = slices_apart
+        self._start = time.monotonic()
+        self._described = False
+
+    def ask(self, values: NDArray, affine: ArrayLike, number: int, time_s: float) -> dict[str, Any]:
+        """The answer to a navigator (i, j, k) that is taken at a time; its `round_trip_ms` is new.
+
+        ConnectionError where the service has ended the session, TimeoutError without an answer.
+        """
+        if self.speed > 0:
+            time.sleep(max(self._start + time_s / self.speed - time.monotonic(), 0))
+        send = self.link.send_slices if self.slices_apart else self.link.send
+        if self.slices_apart and not self._described:
+            x, y, z = values.shape
+            self.link.describe((x, y, z), slices=z)
+            self._described = True
+        sent = time.monotonic()
+        stamp = round(time_s * 1000 / STAMP_MS)
+        send(values, affine, repetition=number, acquisition_time_stamp=stamp)
+        answer = self.link.receive(self.timeout_s)
+        if answer is None:
+            raise ConnectionError("the service has ended the session")
+        return {**answer, "round_trip_ms": round((time.monotonic() - sent) * 1000, 1)}

@@ -3,66 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from ..labels import Status
 from ..simulation.motion import Motion
-from ..simulation.scanner import Acquired, Scanner
+from ..simulation.scanner import Scanner
 from .estimator import Estimate
 from .extent import mask_extent_mm
 from .field_of_view import next_centre_mm
 from .followers import Follower, four_ways
-from .prescription import FOV_STEP_MM, Prescription, Slice, prescribe
-from .stack_quality import Coverage, coverage, slice_errors
-from .tracking import TrackingParameters
+from .prescription import FOV_STEP_MM, Prescription, prescribe
+from .taken_stack import Protocol, Seen, Stack, slice_row
+from .tracking import Tracker, TrackingParameters
 
 Estimator = Callable[[list[tuple[NDArray, NDArray[np.float64]]]], list[Estimate]]
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a stack is acquired.
+@dataclass(kw_only=True)
+class Run(Stack):
+    """One of the four ways through a stack."""
 
-    repetition_s : from navigator to navigator
-    delay_s : from a navigator to its slice
-    plane, thickness_mm, in_plane_mm, matrix, interleave : of the slices (`prescribe`)
-    start_tries : navigators at the beginning in which a first certain pose is looked for
-    """
-
-    repetition_s: float = 2.5
-    delay_s: float = 1.0
-    plane: str = "axial"
-    thickness_mm: float = 3.0
-    in_plane_mm: float = 1.0
-    matrix: int = 256
-    interleave: int = 4
-    start_tries: int = 10
-
-
-@dataclass
-class Run:
-    """One of the four ways through a stack, and what has come of it so far."""
-
-    name: str
     follower: Follower
     fov_centre_mm: NDArray[np.float64]
-    taken: list[tuple[NDArray[np.float64], NDArray[np.float64], float]] = field(
-        default_factory=list
-    )  # slice_to_world, head_to_world and time of each slice
-    rows: list[dict[str, Any]] = field(default_factory=list)
     planned: Prescription | None = None
-    images: dict[int, Acquired] = field(default_factory=dict)
-    coverage: Coverage | None = None
-
-    @property
-    def slices_to_head(self) -> list[NDArray[np.float64]]:
-        """Where each slice (4, 4) lay in the head at its own time, in the order of acquisition."""
-        return [np.linalg.inv(head) @ one for one, head, _ in self.taken]
 
 
 class NotStarted(RuntimeError):
@@ -82,13 +48,13 @@ def scan_stack(
 
     The number of slices follows from the brain as the network sees it in the first navigator with a
     certain pose, and is the same for all runs: only how the head is followed differs. The first
-    field of view lies `fov_offset_mm` (3,) beside the head. After the last slice each run has its
-    coverage.
+    field of view lies `fov_offset_mm` (3,) beside the head, and follows uncertain poses until then.
+    After the last slice each run has its coverage.
 
     Raises NotStarted, and ValueError where the motion ends before the stack.
     """
     scene = scanner.scene
-    start = _start(scanner, motion, estimator, protocol, fov_offset_mm)
+    start, centre = _start(scanner, motion, estimator, protocol, parameters, fov_offset_mm)
     estimate, brain = start[-1], start[-1].brain
     assert estimate.head_to_world is not None
     assert brain is not None
@@ -96,10 +62,13 @@ def scan_stack(
     extent = mask_extent_mm(brain, estimate.affine, estimate.head_to_world)
     start_s = protocol.repetition_s * (len(start) - 1)
     truth = motion.at(start_s, scene.head_to_world)
-    runs = [Run(name, way, truth[:3, 3]) for name, way in four_ways(parameters).items()]
+    runs = [
+        Run(name=name, follower=way, fov_centre_mm=truth[:3, 3])
+        for name, way in four_ways(parameters).items()
+    ]
     for run in runs:
         if run.follower.needs_navigator:
-            run.fov_centre_mm = scene.head_to_world[:3, 3] + fov_offset_mm
+            run.fov_centre_mm = centre
             for k, before in enumerate(start[:-1]):
                 run.follower.observe(k * protocol.repetition_s, before, truth)
         run.follower.observe(start_s, estimate, truth)
@@ -123,20 +92,14 @@ def scan_stack(
             became = run.follower.observe(navigator_s, found, truth) if n else "used"
             plan = _plan(run, slice_s, extent, protocol, count)
             acquired = plan.in_order()[n]
-            there = motion.at(slice_s, scene.head_to_world)
-            run.taken.append((acquired.slice_to_world, there, slice_s))
-            run.rows.append(
-                _row(run, acquired, protocol.plane, navigator_s, slice_s, found, truth, there)
-                | {"navigator": became}
-            )
-            if take_images:
-                run.images[acquired.number] = scanner.slice(
-                    acquired.slice_to_world,
-                    there,
-                    protocol.thickness_mm,
-                    protocol.in_plane_mm,
-                    protocol.matrix,
-                )
+            there = run.take(scanner, motion, acquired, slice_s, protocol, take_images)
+            used = run.follower.pose_at(slice_s)
+            saw = Seen(truth)
+            if found is not None:
+                saw = Seen(truth, str(found.status), found.confidence, found.head_to_world)
+            times_s = navigator_s, slice_s
+            row = slice_row(run.name, acquired, protocol.plane, times_s, saw, used, there)
+            run.rows.append(row | {"navigator": became})
             next_s = navigator_s + protocol.repetition_s
             run.planned = plan
             run.fov_centre_mm = next_centre_mm(
@@ -144,12 +107,7 @@ def scan_stack(
             )
         if n == count - 1:
             for run in runs:
-                run.coverage = coverage(
-                    scene.brain_mm,
-                    run.slices_to_head,
-                    protocol.thickness_mm,
-                    protocol.in_plane_mm * protocol.matrix,
-                )
+                run.finish(scene, protocol)
         yield runs
 
 
@@ -158,17 +116,25 @@ def _start(
     motion: Motion,
     estimator: Estimator,
     protocol: Protocol,
+    parameters: TrackingParameters,
     fov_offset_mm: NDArray[np.float64],
-) -> list[Estimate]:
-    """What is found in the navigators up to the first with a certain pose."""
+) -> tuple[list[Estimate], NDArray[np.float64]]:
+    """What is found in the navigators up to the first with a certain pose, and its middle (3,)."""
     centre = scanner.scene.head_to_world[:3, 3] + fov_offset_mm
     found: list[Estimate] = []
+    tracker = Tracker(parameters)
     while len(found) < protocol.start_tries:
-        truth = motion.at(len(found) * protocol.repetition_s, scanner.scene.head_to_world)
+        time_s = len(found) * protocol.repetition_s
+        truth = motion.at(time_s, scanner.scene.head_to_world)
         navigator = scanner.navigator(truth, centre)
         found += estimator([(navigator.image, navigator.affine)])
         if found[-1].status == Status.OK:
-            return found
+            return found, centre
+        # the field of view goes where the service would ask for it
+        tracker.update(time_s, found[-1].head_to_world, *found[-1].noise)
+        if tracker.started:
+            ahead = tracker.predict(time_s + protocol.repetition_s)
+            centre = next_centre_mm(ahead.head_to_world[:3, 3], centre, FOV_STEP_MM)
     last = found[-1]
     raise NotStarted(
         f"no certain pose in {protocol.start_tries} navigators; the last: {last.status}"
@@ -192,47 +158,3 @@ def _plan(
         phase=None if run.planned is None else run.planned.phase,
         fov_centre_mm=run.fov_centre_mm,
     )
-
-
-def _row(
-    run: Run,
-    acquired: Slice,
-    plane: str,
-    navigator_s: float,
-    slice_s: float,
-    found: Estimate | None,
-    truth: NDArray[np.float64],
-    there: NDArray[np.float64],
-) -> dict[str, Any]:
-    """What slices.csv says of one slice."""
-    errors = slice_errors(acquired, plane, there)
-    pose, sd_deg, sd_mm = run.follower.pose_at(slice_s)
-    given = None if found is None else found.head_to_world
-    return {
-        "run": run.name,
-        "order": acquired.order,
-        "slice": acquired.number,
-        "navigator_s": navigator_s,
-        "slice_s": slice_s,
-        "status": "" if found is None else str(found.status),
-        "confidence": np.nan if found is None else found.confidence,
-        "pose_error_deg": np.nan if given is None else angle_deg(given, truth),
-        "pose_error_mm": np.nan if given is None else distance_mm(given, truth),
-        "used_error_deg": angle_deg(pose, there),
-        "used_error_mm": distance_mm(pose, there),
-        "sd_deg": sd_deg,
-        "sd_mm": sd_mm,
-        "obliqueness_deg": errors.obliqueness_deg,
-        "position_mm": errors.position_mm,
-        "in_plane_mm": errors.in_plane_mm,
-    }
-
-
-def angle_deg(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Angle between the rotations of two poses (4, 4)."""
-    return float(np.rad2deg(Rotation.from_matrix(a[:3, :3].T @ b[:3, :3]).magnitude()))
-
-
-def distance_mm(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Distance between the centres of two poses (4, 4)."""
-    return float(np.linalg.norm(a[:3, 3] - b[:3, 3]))

@@ -143,6 +143,7 @@ class StackSession:
         content = {
             "number": one.number,
             "order": one.order,
+            "offset_mm": one.offset_mm,
             "of": self.count,
             "stack": self.given // self.count,
             "plane": plan.plane,
