@@ -17,8 +17,8 @@ from .expected_error import ExpectedError, Spread
 from .landmarks import LandmarkNet
 
 # of ``ExpectedError``, by ``scripts.calibrate`` for the shipped weights (docs/performance.md)
-ROTATION_WEIGHTS = (0.243, 0.464, 1.364, 5.021, -0.101, -0.791)
-TRANSLATION_WEIGHTS = (-1.441, 0.017, 1.111, 1.296, -0.49, 0.582)
+ROTATION_WEIGHTS = (0.43, 0.644, 1.206, 5.96, 0.0, -0.836)
+TRANSLATION_WEIGHTS = (-1.947, 0.314, 0.757, 0.622, -0.76, 0.708)
 
 
 class FirstPoses(NamedTuple):
