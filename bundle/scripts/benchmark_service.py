@@ -134,6 +134,7 @@ def _service(command: list[str]) -> Iterator[tuple[subprocess.Popen, int, float]
     finally:
         process.terminate()
         process.wait(30)
+        process.stdout.close()
 
 
 @contextlib.contextmanager
