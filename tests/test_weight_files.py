@@ -9,6 +9,9 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
+from chains import tiny_net
+from scripts.cubes import along_grid
+from scripts.files import write_tensors
 from scripts.weight_files import (
     CheckpointLoader,
     WeightsError,
@@ -123,3 +126,20 @@ def test_another_network_is_told_in_few_words(tmp_path):
     assert text.endswith("1.weight is (7, 2), here (1, 3); ...")
     assert len(text) < 400
     assert difference(network().state_dict(), network(1).state_dict()) == ""
+
+
+def test_weights_of_an_older_release_with_fewer_channels_are_taken(tmp_path):
+    older, newer = tiny_net(in_channels=3), tiny_net(in_channels=4)
+    path = tmp_path / "model.pt"
+    write_tensors(older.state_dict(), path)
+    load_weights(newer, path)
+    volume = torch.rand(1, 1, 24, 24, 24)
+    cube = along_grid(torch.zeros(1, 1, 3), torch.full((1, 1), 60.0))
+    maps = torch.rand(1, 2, 24, 24, 24)
+    with torch.no_grad():
+        fields = [net.chain.axis_field(volume, maps, cube) for net in (older, newer)]
+    torch.testing.assert_close(fields[1], fields[0], atol=1e-4, rtol=1e-4)
+    # the other way round the channel would be lost
+    write_tensors(newer.state_dict(), path)
+    with pytest.raises(WeightsError, match="another network"):
+        load_weights(older, path)
