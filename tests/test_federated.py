@@ -36,11 +36,28 @@ from scripts.federated.server import (
     pooled,
 )
 from scripts.federated.site import OWN_RELEASE, Plan
+from scripts.files import write_tensors
+from scripts.network import E3CNN, HeadPoseNet
+from scripts.weight_files import difference
 
 WEIGHTS = {
     "localizer.w": np.arange(6, dtype=np.float32).reshape(2, 3),
     "rotation.w": np.ones(2, dtype=np.float32),
 }
+
+
+def test_weights_of_an_older_release_begin_in_the_shapes_of_this_one(tmp_path):
+    older = HeadPoseNet(E3CNN(in_channels=3)).state_dict()
+    write_tensors(older, tmp_path / "older.pt")
+    found = job.start_weights(tmp_path / "older.pt")
+    assert difference(HeadPoseNet().state_dict(), found) == ""
+    same = [key for key in older if found[key].shape == older[key].shape]
+    assert len(older) - len(same) == 2  # of the first convolution
+    assert all(found[key].equal(older[key]) for key in same)
+    # those of another network stay, even where its first convolution could be widened
+    write_tensors(small_weights(), tmp_path / "small.pt")
+    given = job.start_weights(tmp_path / "small.pt")
+    assert all(given[key].equal(value) for key, value in small_weights().items())
 
 
 def contribution(site, seed, samples):

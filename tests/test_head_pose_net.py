@@ -79,7 +79,7 @@ def test_the_defaults_are_the_constants_that_were_chosen():
         "apart_mm": 64.0,
         "second_pass": True,
         "sure_deg": 20.0,
-        "in_channels": 3,
+        "in_channels": 4,
     }
     search = {
         "spacing_mm": 4.0,

@@ -43,7 +43,7 @@ from torch import Tensor
 from ..data.dataset_entries import SECTIONS
 from ..files import replacing, write_json, write_tensors
 from ..network import HeadPoseNet
-from ..weight_files import for_network, read_weights
+from ..weight_files import difference, for_network, read_weights
 from . import site_check
 from .alone import pool_data, train_alone
 from .client import SITE_FILE_VARIABLE, HeadPoseExecutor
@@ -120,8 +120,14 @@ class HeadPoseRecipe(Recipe):
 
 
 def start_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Of a file, in the shapes of this release's network. Raises what `read_weights` does."""
-    return for_network(HeadPoseNet(), read_weights(path))
+    """Of a file; those of an older release in the shapes of this one's network.
+
+    Weights of another network stay as they are: whose it is, the sites know. Raises what
+    `read_weights` does.
+    """
+    network, given = HeadPoseNet(), read_weights(path)
+    found = for_network(network, given)
+    return given if difference(network.state_dict(), found) else found
 
 
 def _finished_rounds(folder: Path) -> int:
