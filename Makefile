@@ -154,7 +154,7 @@ federated: federated-setup federated-data $(FEDERATED)/start.pt
 		--rounds $(FEDERATED) --alone $(FEDERATED)/alone --picture $(FEDERATED)/rounds.png
 
 # A scan that follows the head, simulated: PHANTOMS fetuses, three planes, MOTION (docs/closed_loop.md);
-# with DATASET=folder its labelled volumes in place of phantoms. Some minutes a stack; it can be
+# with DATASET=folder its labelled volumes in place of phantoms. Half a minute a stack; it can be
 # stopped, and goes on.
 PHANTOMS ?= 4
 MOTION ?= typical
