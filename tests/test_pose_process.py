@@ -12,9 +12,11 @@ import torch
 from chains import Answering
 from conftest import BUNDLE
 from scripts import process
+from scripts.labels import Status
 from scripts.scan import estimator
-from scripts.scan.estimator import HeadPoseEstimator
+from scripts.scan.estimator import Estimate, HeadPoseEstimator
 from scripts.scan.pose_job import Found, Job
+from scripts.scan.pose_noise import Noise
 from scripts.scan.pose_process import NetworkPart
 from scripts.scan.pose_worker import PoseWorker
 from scripts.weight_files import WeightsError
@@ -35,6 +37,23 @@ class Blind(Answering):
 def found(values):
     job = Job(1, 7, values.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
     return NetworkPart("").found(HeadPoseEstimator(Blind()), job)
+
+
+def test_the_brain_is_measured_along_the_axes_of_the_job():
+    class Seen:
+        def __call__(self, volumes):
+            ((values, affine),) = volumes
+            brain = np.zeros(values.shape, bool)
+            brain[2:18, 8:12, 8:12] = True  # longer along x
+            noise = Noise(1.0, 1.0, 0.0)
+            return [Estimate(Status.OK, np.eye(4), 0.9, noise, brain, affine)]
+
+    sizes = []
+    for tilt_deg in ((0.0, 0.0, 0.0), (0.0, 0.0, 90.0)):
+        job = Job(1, 7, noise().astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]), tilt_deg)
+        extent = NetworkPart("").found(Seen(), job).extent_mm
+        sizes.append(np.ptp(extent, axis=1).round(3).tolist())
+    assert sizes == [[64.0, 16.0, 16.0], [16.0, 64.0, 16.0]]
 
 
 def noise():

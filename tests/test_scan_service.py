@@ -105,6 +105,16 @@ def test_every_navigator_has_its_answer_with_the_next_slice(link):
     assert np.linalg.norm(np.array(answer["navigator_fov_centre_lps"]) - lps) < 20
 
 
+def test_the_brain_is_measured_along_the_axes_that_the_session_asks_for(running, link, monkeypatch):
+    """Whatever tilt the service was started with."""
+    worker, jobs = running.service.worker, []
+    submit = worker.submit
+    monkeypatch.setattr(worker, "submit", lambda job: jobs.append(job) or submit(job))
+    link.configure({"tilt_deg": [0.0, 0.0, 25.0]})
+    assert ask(link)["status"] == "ok"
+    assert [job.tilt_deg for job in jobs] == [(0.0, 0.0, 25.0)]
+
+
 def test_a_slow_network_is_not_waited_for(link):
     assert ask(link)["status"] == "ok"
     answer = ask(link, stub.SLOW)

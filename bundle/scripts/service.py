@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options["weights"].is_file():
             raise ValueError(f"no weights at {options['weights']}")
         target = NetworkPart(
-            str(options["weights"]), session.tilt_deg, options["threads"], options["device"]
+            str(options["weights"]), threads=options["threads"], device=options["device"]
         )
         lookers = Lookers(options)
         service = ScanService(target, options["host"], options["port"], session, listeners=lookers)

@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Job:
-    """A volume (i, j, k) with its voxel-to-world matrix (RAS mm), by session and navigator."""
+    """A volume (i, j, k) with its voxel-to-world matrix (RAS mm), by session and navigator.
+
+    tilt_deg : of the axes along which the session measures the brain
+    """
 
     session: int
     number: int
     values: NDArray[np.float32]
     affine: NDArray[np.float64]
+    tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ WARM_SHAPES = ((64, 64, 48),)  # of 6 mm
 class NetworkPart:
     """What runs in the process.
 
-    weights : path of a state_dict; tilt_deg : of the axes along which the brain is measured
+    weights : path of a state_dict
     threads : of torch; device : such as "cpu" or "cuda"
     """
 
     weights: str
-    tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     threads: int | None = None
     device: str = "cpu"
     uncertain_above_deg: float | None = 10.0
@@ -76,7 +75,7 @@ class NetworkPart:
             return Found("failed", message=f"{type(error).__name__}: {error}")
         extent = None
         if seen.head_to_world is not None and seen.brain is not None and seen.brain.any():
-            extent = mask_extent_mm(seen.brain, seen.affine, seen.head_to_world, self.tilt_deg)
+            extent = mask_extent_mm(seen.brain, seen.affine, seen.head_to_world, job.tilt_deg)
         said = list(notes.warnings)
         if seen.message:
             said.append(seen.message)

@@ -223,7 +223,8 @@ class ScanSession:
         self._count += 1
         self.stack.started(navigator)
         self._open[navigator.number] = navigator
-        skipped = self.worker.submit(Job(self.number, navigator.number, values, affine))
+        tilt_deg = self.stack.options.tilt_deg
+        skipped = self.worker.submit(Job(self.number, navigator.number, values, affine, tilt_deg))
         if skipped is not None and skipped.session == self.number and skipped.number in self._open:
             text = f"skipped: navigator {navigator.number} is newer"
             self._answer(self._open[skipped.number], None, text)
