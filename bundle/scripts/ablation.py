@@ -32,7 +32,7 @@ from .evaluation.drawing import LARGE_ERROR_DEG
 from .evaluation.tables import aligned, quantile
 from .export import declared_network
 from .files import write_text
-from .weight_files import read_weights
+from .weight_files import part_of, read_weights
 
 ROOT = Path(__file__).parents[1]
 TITLE = ("", "cubes", "n", "median", "quartiles", "above 30", "refused", "mm", "headless, given")
@@ -43,11 +43,7 @@ def trained_rotation(ckpt_file: str | os.PathLike[str]) -> nn.Module:
     parser = ConfigParser()
     parser.read_config([str(ROOT / f"configs/{name}.json") for name in ("inference", "plain_cnn")])
     network: nn.Module = parser.get_parsed_content("network_def").rotation
-    state = read_weights(ckpt_file)
-    prefix = "rotation."
-    network.load_state_dict(
-        {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-    )
+    network.load_state_dict(part_of(read_weights(ckpt_file), "rotation"))
     return network.eval()
 
 

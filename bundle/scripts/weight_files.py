@@ -104,6 +104,18 @@ def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return f"{len(differing)} of {len(keys)} weights differ: {shown}{more}"
 
 
+def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of one part of a network, by their names in it.
+
+    >>> part_of({"localizer.w": torch.zeros(1), "rotation.w": torch.zeros(1)}, "localizer")
+    {'w': tensor([0.])}
+    """
+    prefix = f"{name}."
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+
+
 def for_network(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``state`` in the shapes of ``network`` where an older release had others (``of_older``)."""
     found = dict(state)

@@ -101,9 +101,9 @@ def write_filtered(
         label = "unfiltered" if privacy is None else privacy.label
         np.random.seed(seed)  # noqa: NPY002 (NVFlare's filters draw from the global generator)
         left = [change if privacy is None else leaving(change, privacy) for change in changes]
-        mean = add_mean(start, left)
+        mean = {key: torch.from_numpy(value) for key, value in add_mean(start, left).items()}
         written[label] = Path(output_dir) / f"{label}.pt"
-        write_tensors(_tensors(mean), written[label])
+        write_tensors(mean, written[label])
     return written
 
 
@@ -115,7 +115,3 @@ def leaving(change: Contribution, privacy: Privacy) -> Contribution:
     if found is None:  # NVFlare then sends the change as it is
         raise ValueError(f"privacy filter {privacy.label} lets everything out: check its arguments")
     return Contribution(change.site, found.data, change.samples)
-
-
-def _tensors(weights: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(np.array(value, np.float32)) for key, value in weights.items()}

@@ -257,9 +257,7 @@ class PoseChain(nn.Module):
         if self.in_channels > 1:
             volume = torch.cat([volume, maps], dim=1)
         crop = sample_cubes(volume, cube, self.crop_size, self.spacing_mm)[:, 0]
-        if self.in_channels > 3:
-            crop = torch.cat([crop, brain_units(crop)], dim=1)
-        return self.rotation(crop)
+        return self.rotation(with_brain_units(crop, self.in_channels))
 
     # describe
 
@@ -294,6 +292,11 @@ class PoseChain(nn.Module):
         mask = mask & ball(voxel, shape, self.spacing_mm, self.brain_radius_mm)
         part = window(mask, voxel - reach, [2 * reach + 1] * 3)
         return window(largest_component(part), reach - voxel, shape)
+
+
+def with_brain_units(crop: Tensor, channels: int) -> Tensor:
+    """Crops (batch, up to 3, S, S, S) with ``brain_units`` for a network of more channels."""
+    return torch.cat([crop, brain_units(crop)], dim=1) if channels > 3 else crop
 
 
 def brain_units(crop: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from .loop_cases import LONGEST_S, Cases, draw_stack
 from .patient import world_to_patient
 from .prescription import FOV_STEP_MM
 from .slices import PLANES, Slice
-from .stack_scan import NotStarted
+from .stack_scan import NotStarted, not_started
 from .taken_stack import Protocol, Seen, Stack, slice_row
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class ServedScan:
                 centre = world_to_patient(answer["navigator_fov_centre_lps"])
             if answer["slice"] is None:
                 if not stack.taken and n + 1 >= protocol.start_tries:
-                    raise NotStarted(_why_not(answer, n + 1))
+                    raise not_started(n + 1, answer["status"], answer["message"])
                 continue
             self._take(stack, answer, navigator_s, truth)
             if len(stack.taken) == answer["slice"]["of"]:
@@ -165,11 +165,6 @@ def _seen(answer: Mapping[str, Any], truth: Pose) -> Seen:
     if answer["status"] in (Status.OK, Status.UNCERTAIN):
         pose = world_to_patient(answer["head_to_patient_lps"])
     return Seen(truth, answer["status"], answer["confidence"], pose)
-
-
-def _why_not(answer: Mapping[str, Any], navigators: int) -> str:
-    text = f"no certain pose in {navigators} navigators; the last: {answer['status']}"
-    return text + (f", {answer['message']}" if answer["message"] else "")
 
 
 class ServedLoop:

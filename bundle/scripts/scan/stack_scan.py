@@ -135,11 +135,13 @@ def _start(
         if tracker.started:
             ahead = tracker.predict(time_s + protocol.repetition_s)
             centre = next_centre_mm(ahead.head_to_world[:3, 3], centre, FOV_STEP_MM)
-    last = found[-1]
-    raise NotStarted(
-        f"no certain pose in {protocol.start_tries} navigators; the last: {last.status}"
-        + (f", {last.message}" if last.message else "")
-    )
+    raise not_started(len(found), found[-1].status, found[-1].message)
+
+
+def not_started(navigators: int, status: str, message: str) -> NotStarted:
+    """That so many navigators had no certain pose, and what was said of the last one."""
+    text = f"no certain pose in {navigators} navigators; the last: {status}"
+    return NotStarted(text + (f", {message}" if message else ""))
 
 
 def _plan(

@@ -44,8 +44,11 @@ class PrepareHeadBatch(PrepareBatch):
         return move("image"), target, HeadInputs(cube, shown), {}
 
 
-class PrepareLabelBatch(PrepareBatch):
-    """``image`` and ``label`` from a batch of training data, for the localizer alone."""
+class PreparePairBatch(PrepareBatch):
+    """Two entries of a batch of training data: what the network is given, and the target."""
+
+    def __init__(self, given: str, target: str) -> None:
+        self.keys = given, target
 
     def __call__(  # type: ignore[override]
         self,
@@ -54,11 +57,18 @@ class PrepareLabelBatch(PrepareBatch):
         non_blocking: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
-        image, label = (
+        given, target = (
             torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
-            for key in ("image", "label")
+            for key in self.keys
         )
-        return image, label
+        return given, target
+
+
+class PrepareLabelBatch(PreparePairBatch):
+    """``image`` and ``label`` from a batch of training data, for the localizer alone."""
+
+    def __init__(self) -> None:
+        super().__init__("image", "label")
 
 
 class PrepareCubeBatch(PrepareBatch):

@@ -6,14 +6,12 @@ crops of it, and the network learns for many times longer than patches stay new 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite import distributed as idist
-from monai.engines import PrepareBatch
 from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -22,14 +20,12 @@ from tqdm import tqdm
 from ..cubes import Cube, along_grid, brain_cube, sample_cubes
 from ..files import write_tensors
 from ..labels import BRAIN
-from ..network.chain import brain_units
+from ..network.chain import with_brain_units
 from ..network.head_pose_net import HeadPoseNet
 from ..regions import largest_component
-from ..weight_files import read_weights
+from ..weight_files import part_of, read_weights
 from .losses import AxisEvidenceLoss
 from .precision import TrainingInferer
-
-logger = logging.getLogger(__name__)
 
 
 class RotationCrops(Dataset):
@@ -98,8 +94,7 @@ class RotationCrops(Dataset):
         image = self.transforms({"image": crop[:1]})["image"]
         maps = crop[1:] * (torch.rand(()) >= self.maps_dropout)
         crop = torch.cat([torch.as_tensor(image), maps])
-        if self.in_channels > 3:
-            crop = torch.cat([crop, brain_units(crop[None])[0]])
+        crop = with_brain_units(crop[None], self.in_channels)[0]
         return {"crop": crop, "rotation": self.files[file]["rotation"][place]}
 
 
@@ -111,14 +106,7 @@ class CropCutter:
 
     def all_of(self, loader: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
         """``crop`` (n, channels, S, S, S) float16 and ``rotation`` (n, 3, 3) of all batches."""
-        chain = self.network.chain
-        size = [chain.crop_size] * 3
-        channels = min(chain.in_channels, 3)
-        crops, rotations = [torch.zeros(0, channels, *size)], [torch.zeros(0, 3, 3)]
-        for batch in loader:
-            crop, rotation = self(batch)
-            crops.append(crop.half())
-            rotations.append(rotation)
+        crops, rotations = zip(*(self(batch) for batch in loader), strict=True)
         return {"crop": torch.cat(crops).half(), "rotation": torch.cat(rotations)}
 
     @torch.no_grad()
@@ -165,32 +153,10 @@ def load_localizer(network: HeadPoseNet, ckpt_path: str | Path | None) -> None:
     """Weights of a model.pt for the localizer. ValueError without a file, or for other weights."""
     if ckpt_path is None:
         raise ValueError("crops are cut with a trained localizer: give its model.pt, --init_path")
-    prefix = "localizer."
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in read_weights(ckpt_path).items()
-        if key.startswith(prefix)
-    }
     try:
-        network.localizer.load_state_dict(state)
+        network.localizer.load_state_dict(part_of(read_weights(ckpt_path), "localizer"))
     except RuntimeError as error:
         raise ValueError(f"{ckpt_path}: not the weights of this localizer: {error}") from error
-
-
-class PrepareCropBatch(PrepareBatch):
-    """Crops and rotations of a batch of ``RotationCrops``."""
-
-    def __call__(  # type: ignore[override]
-        self,
-        batchdata: dict[str, Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **_: Any,
-    ) -> tuple[Tensor, Tensor]:
-        crop, rotation = (
-            batchdata[key].to(device, non_blocking=non_blocking) for key in ("crop", "rotation")
-        )
-        return crop, rotation
 
 
 class CropLoss(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..weight_files import for_network, read_weights
+from ..weight_files import for_network, part_of, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,7 @@ class StartWeights:
         given = for_network(self.network, read_weights(self.path))
         fitting, anew = [], []
         for name, part in self.network.named_children():
-            prefix = f"{name}."
-            state = {
-                key.removeprefix(prefix): value
-                for key, value in given.items()
-                if key.startswith(prefix)
-            }
+            state = part_of(given, name)
             difference = _difference(part, state)
             if not difference:
                 part.load_state_dict(state)
