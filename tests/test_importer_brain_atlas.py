@@ -15,27 +15,6 @@ from scripts.datasets import main
 from scripts.geometry import check_rigid
 
 
-@pytest.fixture(scope="module")
-def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two brains: an ellipsoid whose front is brighter, with ventricles in the middle."""
-    root = tmp_path_factory.mktemp("atlas")
-    for age in (24, 25):
-        folder = root / f"fetal_GA{age}_notoperated"
-        folder.mkdir()
-        affine = np.diag([2.0, 2, 2, 1])
-        affine[:3, 3] = -40, -50, -38
-        i, j, k = np.indices((40, 50, 40)) * 2.0
-        x, y, z = i - 40, j - 50, k - 38
-        size = (x / 28) ** 2 + (y / 36) ** 2 + (z / 26) ** 2
-        mask = size < 1
-        parcellation = np.where(size < 1, np.where(size < 0.7, 1, 5), 0)
-        parcellation[size < 0.2] = 2
-        t2 = np.where(mask, 100 + y, 0)
-        for name, values in (("srr", t2), ("mask", mask), ("parcellation", parcellation)):
-            nib.save(nib.Nifti1Image(values.astype(np.int16), affine), folder / f"{name}.nii.gz")
-    return root
-
-
 def test_sections_poses_and_eyes(atlas: Path, tmp_path: Path) -> None:
     path = import_brain_atlas(
         atlas, tmp_path, test_weeks=[25], repeats=3, test_repeats=2, progress=False

@@ -25,6 +25,10 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _weeks(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of `write_dataset`."""
     parser = argparse.ArgumentParser(
@@ -43,12 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--brain_only", action="store_true", help="cut out along the brain, as reconstructions are"
     )
+    parser.add_argument(
+        "--brains", metavar="ATLAS", help="folder of the spina bifida atlas: heads with its brains"
+    )
+    parser.add_argument(
+        "--brain_weeks", type=_weeks, default=(), help="ages of it that are taken, such as 22,24"
+    )
     options = vars(parser.parse_args(arguments))
     if len(options["ga_weeks"]) != 2:
         parser.error("--ga_weeks takes two ages, such as 20,38")
     try:
         print(write_dataset(**options))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 
 

@@ -13,6 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 from tqdm import tqdm
 
+from ..files import relative_path
 from ..labels import BRAIN
 from ..simulation.anatomy import AGE_RANGE_WEEKS
 from ..simulation.volume import Phantom, PhantomGenerator
@@ -41,6 +42,8 @@ def write_dataset(
     sequence: str | None = None,
     coarsen: float = 1.0,
     brain_only: bool = False,
+    brains: str | os.PathLike[str] | None = None,
+    brain_weeks: Sequence[int] = (),
     num_workers: int = 2,
 ) -> Path:
     """Write a MONAI datalist of phantoms; return the path of its dataset.json.
@@ -53,7 +56,7 @@ def write_dataset(
     training, validation, test : number of volumes of each section.
     headless_share : share in 0..1 of the training and validation volumes that show no head; their
         "head_to_world" is null.
-    ga_weeks, contrast, voxel_mm, sequence, coarsen : see `PhantomGenerator`.
+    ga_weeks, contrast, voxel_mm, sequence, coarsen, brains, brain_weeks : see `PhantomGenerator`.
     brain_only : cut out along the brain, as reconstructions are; takes cubic ``voxel_mm``, no
         ``sequence`` and a ``headless_share`` of 0.
     num_workers : processes that make volumes.
@@ -63,6 +66,8 @@ def write_dataset(
     ValueError
         For an argument outside its range, or where the folder holds something else than a data set
         with the same parameters; nothing is overwritten.
+    FileNotFoundError
+        For an atlas of ``brains`` that is not there.
     """
     counts = dict(zip(SECTIONS, (training, validation, test), strict=True))
     for section, count in counts.items():
@@ -78,7 +83,13 @@ def write_dataset(
             f"voxel_mm={voxel_mm}, sequence={sequence!r}, headless_share={headless_share:g}"
         )
     generator = PhantomGenerator(
-        ga_weeks, contrast, voxel_mm=voxel_mm, sequence=sequence, coarsen=coarsen
+        ga_weeks,
+        contrast,
+        voxel_mm=voxel_mm,
+        sequence=sequence,
+        coarsen=coarsen,
+        brains=brains,
+        brain_weeks=brain_weeks,
     )
     parameters: dict[str, Any] = {
         "version": VERSION,
@@ -92,6 +103,9 @@ def write_dataset(
         parameters.update(sequence=sequence, coarsen=float(coarsen))
     if brain_only:
         parameters.update(brain_only=True)
+    if brains is not None:
+        where = relative_path(brains, dataset_dir)
+        parameters.update(brains=where, brain_weeks=[int(week) for week in brain_weeks])
     files = DatasetFiles(Path(dataset_dir), "phantom", parameters)
     files.start()
     entries: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}

@@ -126,7 +126,7 @@ class Head:
             folds=WaveField.draw(random, 24, (13, 24), [1.0], mirror=(1,)),
             brain_centre_mm=np.zeros(3),
         )
-        head.brain_centre_mm = head._centre_of_mass()
+        head.brain_centre_mm = head._moments()[0]
         return head
 
     @property
@@ -141,8 +141,13 @@ class Head:
             (0.60, 0.74, 0.82), self.ofd_mm
         )
 
-    def _centre_of_mass(self) -> np.ndarray:
-        """Centre of mass of the brain in the model frame, mm, from a 1.5 mm grid."""
+    def brain_spread_mm(self) -> np.ndarray:
+        """(3,) deviation of the brain about its centre along the axes of the head, mm."""
+        centre, square = self._moments()
+        return np.sqrt(square - centre**2)
+
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and mean square of the brain in the model frame, mm, from a 1.5 mm grid."""
         half = 0.5 * self.ofd_mm * np.array([0.95, 1.15, 1.15])
         shape = np.ceil(half / 0.75).astype(int)
         affine = np.diag([1.5, 1.5, 1.5, 1.0])
@@ -153,7 +158,11 @@ class Head:
         xs, ys, zs = self.warped(grid, np.eye(4))
         share = cover(self.brain(xs, ys, zs), 1.5)
         weight = float(share.sum(dtype=np.float64))
-        return np.array([float((q * share).sum(dtype=np.float64)) / weight for q in (x, y, z)])
+        first, second = (
+            np.array([float((q**n * share).sum(dtype=np.float64)) / weight for q in (x, y, z)])
+            for n in (1, 2)
+        )
+        return first, second
 
     def warped(self, grid: Grid, model_from_grid: np.ndarray) -> tuple[Floats, Floats, Floats]:
         """Voxel positions in the model frame after the head's own smooth deformation, mm."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .anatomy import Head
+from .atlas import Interior
 from .shapes import Block, Floats, Grid, WaveField, capsule, cover, ellipsoid, smooth_union
 
 
@@ -28,6 +29,7 @@ def paint_head(
     tissue: Mapping[str, float],
     texture: WaveField,
     neck_end_mm: np.ndarray,
+    interior: Interior | None = None,
 ) -> HeadImage:
     """Intensities and occupancies of a head on a grid.
 
@@ -37,6 +39,7 @@ def paint_head(
     tissue : intensity of each tissue of `contrast.TISSUES`.
     texture : one-channel field, unit variance; modulates the brain by 4 %.
     neck_end_mm : (3,) lower end of the neck in the head frame.
+    interior : brain of an atlas in place of the one that the head's own shapes make.
     """
     model_from_grid = np.array(head_from_grid)
     model_from_grid[:3, 3] += head.brain_centre_mm
@@ -56,9 +59,12 @@ def paint_head(
     bone = head.skull_mm * (1 + 1.5 * (1 - upper) * (y > -0.3 * head.radii_mm[1]))
     straight.paint(inner - bone, tissue["skull"])
     straight.paint(inner, tissue["csf"])
-    _paint_cerebrum(head, bent, straight, inner, tissue, grid, model_from_grid)
-    _paint_centre(head, bent, tissue)
-    _paint_below(head, bent, tissue, inner)
+    if interior is None:
+        _paint_cerebrum(head, bent, straight, inner, tissue, grid, model_from_grid)
+        _paint_centre(head, bent, tissue)
+        _paint_below(head, bent, tissue, inner)
+    else:
+        interior.lay(bent, inner, tissue["csf"])
     # Superior sagittal sinus, under the vault in the midline.
     behind = np.maximum(np.abs(bent.x) - 2.2, -(inner + 3.5))
     behind = np.maximum(behind, -(bent.z + 0.15 * head.radii_mm[2]))

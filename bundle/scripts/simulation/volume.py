@@ -8,6 +8,7 @@ resampled. World is RAS mm as nibabel gives it; `head_to_world` is the pose of t
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from monai.transforms import Randomizable
 from numpy.typing import NDArray
 
 from .anatomy import AGE_RANGE_WEEKS, KNOWN_WEEKS, Head
+from .atlas import Interior, chosen_ages, draw_interior
 from .contrast import CONTRASTS, DRAWN, acquire, draw_intensities, sensitivity
 from .fetus import Fetus, random_rotation, rigid, rotation
 from .head import paint_head
@@ -80,11 +82,15 @@ class PhantomGenerator(Randomizable):
         for volumes like EPI, at rest; "varied" draws HASTE (0.6), bSSFP (0.15) and volumes like
         EPI (0.25), the contrast of all of the last and of a third of the others being "random".
     coarsen : factor of the slices' in-plane voxel.
+    brains : folder of an atlas (atlas.py) whose brains the heads get in place of their own.
+    brain_weeks : the ages of it that are taken.
 
     Raises
     ------
     ValueError
         For a value outside its range.
+    FileNotFoundError
+        For an atlas that is not there.
     """
 
     def __init__(
@@ -96,6 +102,8 @@ class PhantomGenerator(Randomizable):
         shape: Sequence[int] | None = None,
         sequence: str | None = None,
         coarsen: float = 1.0,
+        brains: str | os.PathLike[str] | None = None,
+        brain_weeks: Sequence[int] = (),
     ) -> None:
         low, high = KNOWN_WEEKS
         if len(ga_weeks) != 2 or not low <= ga_weeks[0] <= ga_weeks[1] <= high:
@@ -116,6 +124,11 @@ class PhantomGenerator(Randomizable):
             raise ValueError(f"sequence must be one of {known} or None, got {sequence!r}")
         if not 1 <= coarsen <= 4:
             raise ValueError(f"coarsen must lie in 1..4, got {coarsen}")
+        if (brains is None) != (not brain_weeks):
+            raise ValueError(
+                f"brains and brain_weeks go together, got {brains} and {list(brain_weeks)}"
+            )
+        self.brains = {} if brains is None else chosen_ages(brains, brain_weeks)
         self.ga_weeks = ga_weeks
         self.contrast = contrast
         self.sequence, self.coarsen = sequence, coarsen
@@ -152,12 +165,17 @@ class PhantomGenerator(Randomizable):
         if body:
             fetus.paint(canvas, head_to_world, tissue)
         gain = np.ones(grid.shape[2], np.float32)
+        interior = None
+        if head and self.brains:
+            interior = draw_interior(self.R, self.brains, shape, contrast, tissue)
         if head and sequence is None:
-            _paint_head(canvas, label, fetus, head_to_world, tissue, texture)
+            _paint_head(canvas, label, fetus, head_to_world, tissue, texture, interior)
         elif head:
             motion = draw_motion(self.R, grid.shape[2], _slices_with(grid, head_to_world, shape))
             gain = motion.gain.astype(np.float32)
-            _paint_moving_head(canvas, label, fetus, head_to_world, motion, tissue, texture)
+            _paint_moving_head(
+                canvas, label, fetus, head_to_world, motion, tissue, texture, interior
+            )
         voids = contrast != "t2" and sequence is None
         coil = sensitivity(self.R, grid, world_from_mother[:3, 1], aim, voids)
         image = acquire(self.R, canvas.value * gain, grid, coil)
@@ -279,6 +297,7 @@ def _paint_head(
     head_to_world: NDArray[np.float64],
     tissue: dict[str, float],
     texture: WaveField,
+    interior: Interior | None,
 ) -> None:
     """Lay the head on the canvas and its brain and eyes on the label.
 
@@ -293,7 +312,8 @@ def _paint_head(
     factors = [max(1, round(v / 2.0)) for v in grid.voxel_mm]
     fine = grid.refined(box, factors)
     neck = fetus.body_to_head[:3, 3]
-    head = paint_head(fetus.head, fine, np.linalg.inv(head_to_world), tissue, texture, neck)
+    head_from_world = np.linalg.inv(head_to_world)
+    head = paint_head(fetus.head, fine, head_from_world, tissue, texture, neck, interior)
 
     def mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
         ni, nj, nk = (n // f for n, f in zip(values.shape, factors, strict=True))
@@ -328,6 +348,7 @@ def _paint_moving_head(
     motion: SliceMotion,
     tissue: dict[str, float],
     texture: WaveField,
+    interior: Interior | None,
 ) -> None:
     """``_paint_head`` slice by slice, each with the head where it then is.
 
@@ -339,7 +360,7 @@ def _paint_moving_head(
         one = Grid(affine, (*canvas.grid.shape[:2], 1))
         part = Canvas(one, canvas.value[:, :, k : k + 1])
         pose = motion.pose(k, head_to_world)
-        _paint_head(part, label[:, :, k : k + 1], fetus, pose, tissue, texture)
+        _paint_head(part, label[:, :, k : k + 1], fetus, pose, tissue, texture, interior)
 
 
 def make_phantom(

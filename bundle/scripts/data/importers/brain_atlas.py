@@ -1,58 +1,40 @@
 """Brains of the spina bifida atlas (Fidon et al. 2021, CC0), varied: a data set without skulls.
 
-Each folder of the atlas holds ``srr.nii.gz`` (T2), ``mask.nii.gz`` and ``parcellation.nii.gz`` of
-one gestational age, its axes those of the head. The anatomy is pathological: large ventricles and a
-small posterior fossa. So ventricles are drawn from normal to as they are, the shape is bent and
-stretched, and half of the images are painted anew, tissue by tissue.
+The shape is bent and stretched, ventricles are drawn from normal to as they are (the anatomy is
+pathological), and half of the images are painted anew, tissue by tissue.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ...files import relative_path
 from ...simulation.anatomy import eye_distance_mm, occipitofrontal_mm
+from ...simulation.atlas import (
+    Brain,
+    as_scanned,
+    atlas_ages,
+    chosen_ages,
+    narrowed,
+    read_brain,
+    repainted,
+)
 from ...simulation.contrast import CONTRASTS, draw_intensities
 from ...simulation.shapes import Grid, WaveField
 from ..dataset_files import DatasetFiles
 
 # Raised whenever the same seed gives other volumes, so that old and new ones never mix.
 VERSION = 1
-TISSUE_OF = {
-    1: "white",
-    2: "csf",
-    3: "cerebellum",
-    4: "csf",
-    5: "cortex",
-    6: "deep grey",
-    7: "brainstem",
-    8: "callosum",
-}
-WHITE, VENTRICLES = 1, 2
 SPACING_MM = 1.6
-
-
-class Brain(NamedTuple):
-    """One age of the atlas: arrays (i, j, k), affine (4, 4) voxel to mm along the head's axes."""
-
-    name: str
-    ga_weeks: float
-    t2: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    parcellation: NDArray[np.uint8]
-    affine: NDArray[np.float64]
-    centre_mm: NDArray[np.float64]
 
 
 def import_brain_atlas(
@@ -75,13 +57,8 @@ def import_brain_atlas(
     FileNotFoundError : no folder of an atlas in ``source``
     ValueError : an age of ``test_weeks`` that the atlas does not have, or another data set there
     """
-    folders = sorted(p.parent for p in Path(source).glob("*GA*/parcellation.nii.gz"))
-    if not folders:
-        raise FileNotFoundError(f"{source}: no folder *GA*/ with a parcellation.nii.gz")
-    ages = {folder: _weeks(folder) for folder in folders}
-    unknown = sorted(set(test_weeks) - set(ages.values()))
-    if unknown:
-        raise ValueError(f"{source}: no brains of {unknown} weeks, only {sorted(ages.values())}")
+    ages = atlas_ages(source)
+    chosen_ages(source, test_weeks)
     parameters: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
@@ -91,38 +68,14 @@ def import_brain_atlas(
     files = DatasetFiles(Path(dataset_dir), "brain_atlas", parameters)
     files.start()
     entries: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-    for number, folder in enumerate(tqdm(folders, unit="brain", disable=not progress)):
+    for number, folder in enumerate(tqdm(ages, unit="brain", disable=not progress)):
         section = "test" if ages[folder] in test_weeks else "training"
-        brain = _read(folder)
+        brain = read_brain(folder, ages[folder])
         for repeat in range(test_repeats if section == "test" else repeats):
             sequence = np.random.SeedSequence([seed, number, repeat])
             random = np.random.RandomState(np.random.MT19937(sequence))
             entries[section].append(_write_volume(files, section, brain, repeat, random))
     return files.finish(entries)
-
-
-def _weeks(folder: Path) -> int:
-    found = re.search(r"GA(\d+)", folder.name)
-    if found is None:
-        raise ValueError(f"{folder}: no gestational age, such as GA25, in the name")
-    return int(found.group(1))
-
-
-def _read(folder: Path) -> Brain:
-    images: list[Any] = [nib.load(folder / f"{n}.nii.gz") for n in ("srr", "mask", "parcellation")]
-    t2, mask, parcellation = (np.asarray(image.dataobj) for image in images)
-    affine = np.asarray(images[0].affine, dtype=np.float64)
-    inside = mask > 0
-    centre = affine[:3, :3] @ np.argwhere(inside).mean(axis=0) + affine[:3, 3]
-    return Brain(
-        folder.name,
-        float(_weeks(folder)),
-        t2.astype(np.float32),
-        inside,
-        parcellation.astype(np.uint8),
-        affine,
-        centre,
-    )
 
 
 def _write_volume(
@@ -188,23 +141,12 @@ def varied(
     to_voxel = np.linalg.inv(brain.affine)
     offset = to_voxel[:3, :3] @ brain.centre_mm + to_voxel[:3, 3]
     voxel = np.tensordot(to_voxel[:3, :3], points, 1) + offset[:, None, None, None]
-    parcellation = brain.parcellation.copy()
-    inside = parcellation == VENTRICLES
-    depth = distance_transform_edt(inside) * np.linalg.norm(brain.affine[:3, 0])
-    parcellation[inside & (depth < random.uniform(0, 6))] = WHITE
+    parcellation = narrowed(brain, random.uniform(0, 6))
     contrast = str(random.choice(["srr", *CONTRASTS], p=[0.4, 0.2, 0.05, 0.1, 0.05, 0.2]))
     if contrast == "srr":
-        values = brain.t2.copy()
-        gone = inside & (parcellation == WHITE)
-        # as bright as the white matter about it
-        values[gone] = np.median(values[brain.parcellation == WHITE])
-        values = gaussian_filter(values, 0.6)
+        values = as_scanned(brain, parcellation)
     else:
-        tissue = draw_intensities(random, contrast)
-        levels = np.zeros(256, np.float32)
-        for number, name in TISSUE_OF.items():
-            levels[number] = tissue[name]
-        values = gaussian_filter(levels[parcellation], 0.8)
+        values = repainted(parcellation, draw_intensities(random, contrast))
     image = map_coordinates(values, voxel, order=1)
     mask = map_coordinates(brain.mask.astype(np.float32), voxel, order=1) > 0.5
     texture = WaveField.draw(random, 48, (8, 60), [random.uniform(0, 0.08)])
