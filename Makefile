@@ -105,8 +105,8 @@ $(WEIGHTS)/model.pt: $(WEIGHTS)/rotation/model.pt
 # alone and against all data in one place. The full setting, some hours (docs/federated.md):
 # make federated FEDERATED_TRAINING=24 FEDERATED_TEST=16 FEDERATED_ROUNDS=4
 FEDERATED ?= $(OUTPUT)/federated
-FEDERATED_TRAINING ?= 12
-FEDERATED_TEST ?= 12
+FEDERATED_TRAINING ?= 10
+FEDERATED_TEST ?= 8
 FEDERATED_ROUNDS ?= 2
 FEDERATED_EPOCHS ?= 4
 EPI_WEIGHTS := d62601b
@@ -144,10 +144,10 @@ federated-data: setup
 federated: federated-setup federated-data $(FEDERATED)/start.pt
 	cd bundle && $(FEDERATED_JOB) simulate $(FEDERATED_PLAN) $(FEDERATED_START) \
 		--rounds $(FEDERATED_ROUNDS) --local_epochs $(FEDERATED_EPOCHS) --output_dir $(FEDERATED)
-	cd bundle && $(FEDERATED_JOB) alone $(FEDERATED_PLAN) $(FEDERATED_START) $(FEDERATED_ALONE) \
-		--output_dir $(FEDERATED)/alone
 	cd bundle && $(FEDERATED_JOB) alone --pooled $(FEDERATED_PLAN) $(FEDERATED_START) \
-		$(FEDERATED_ALONE) --output_dir $(FEDERATED)/pooled
+		$(FEDERATED_ALONE) --output_dir $(FEDERATED)/pooled & pooled=$$!; \
+		$(FEDERATED_JOB) alone $(FEDERATED_PLAN) $(FEDERATED_START) $(FEDERATED_ALONE) \
+		--output_dir $(FEDERATED)/alone; alone=$$?; wait $$pooled && exit $$alone
 	cd bundle && $(FEDERATED_JOB) rate $(FEDERATED_SITES) --output_dir $(FEDERATED)/ratings \
 		--models before=$(FEDERATED)/start.pt,alone=$(FEDERATED)/alone,federated=$(FEDERATED)/model.pt,pooled=$(FEDERATED)/pooled/model.pt
 	cd bundle && $(BIN)/python -m scripts.federated.report $(FEDERATED)/ratings \

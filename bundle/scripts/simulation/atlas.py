@@ -42,7 +42,8 @@ NEAR_WEEKS = 3.0
 class Brain(NamedTuple):
     """One age of the atlas: arrays (i, j, k), affine (4, 4) voxel to mm along the head's axes.
 
-    centre_mm (3,) is the mask's centre of mass, spread_mm (3,) its deviation along each axis.
+    centre_mm (3,) is the mask's centre of mass, spread_mm (3,) its deviation along each axis;
+    depth_mm (i, j, k) how deep in a ventricle a voxel lies, 0 outside.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Brain(NamedTuple):
     affine: NDArray[np.float64]
     centre_mm: NDArray[np.float64]
     spread_mm: NDArray[np.float64]
+    depth_mm: NDArray[np.float64]
 
 
 def atlas_ages(source: str | os.PathLike[str]) -> dict[Path, int]:
@@ -98,15 +100,14 @@ def read_brain(folder: Path, ga_weeks: float) -> Brain:
         affine,
         points.mean(axis=0),
         points.std(axis=0),
+        distance_transform_edt(parcellation == VENTRICLES) * np.linalg.norm(affine[:3, 0]),
     )
 
 
 def narrowed(brain: Brain, depth_mm: float) -> NDArray[np.uint8]:
     """The parcellation, its ventricles having lost this much of their depth to white matter."""
     parcellation = brain.parcellation.copy()
-    inside = parcellation == VENTRICLES
-    depth = distance_transform_edt(inside) * np.linalg.norm(brain.affine[:3, 0])
-    parcellation[inside & (depth < depth_mm)] = WHITE
+    parcellation[(parcellation == VENTRICLES) & (brain.depth_mm < depth_mm)] = WHITE
     return parcellation
 
 
