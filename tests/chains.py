@@ -92,7 +92,14 @@ class Rated(nn.Module):
     def forward(self, volume: Tensor, first: FirstPoses) -> Best:
         best = self.search(volume, first)
         rotation_sd_deg = 180.0 * (1.0 - best.confidence)
-        return Best(best.cube, best.confidence, best.found, rotation_sd_deg, best.translation_sd_mm)
+        return Best(
+            best.cube,
+            best.confidence,
+            best.found,
+            rotation_sd_deg,
+            best.translation_sd_mm,
+            best.eyes_mm,
+        )
 
 
 def mark(volume: Tensor, *axes: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 from torch.utils.data import DataLoader
 
-from scripts.network.landmarks import LandmarkNet
+from scripts.network.landmarks import LandmarkNet, eye_radius_mm
 from scripts.training.corrector import FreshCopy, shared_copy
 
 
@@ -91,3 +91,9 @@ def test_a_shared_copy_follows_its_network_from_epoch_to_epoch(net, num_workers)
     first = seen[0]
     assert seen == pytest.approx([first, first, first + 2, first + 2], abs=1e-5)
     assert net.summary.bias.requires_grad
+
+
+def test_the_size_of_eyes_goes_with_their_distance():
+    """At 30 weeks they lie 32.5 mm apart and measure 13.4 mm (Robinson et al. 2008)."""
+    radius = eye_radius_mm(torch.tensor([32.46, 22.46, 2.0]))
+    torch.testing.assert_close(radius, torch.tensor([6.7, 4.35, 0.0]))

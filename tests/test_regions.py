@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from scripts.regions import (
     ball,
+    balls,
     center_of_mass,
     densest_place,
     largest_component,
@@ -221,6 +222,18 @@ def test_ball_is_round_and_where_it_should_be():
     index = np.stack(np.meshgrid(*(np.arange(n) for n in (16, 14, 12)), indexing="ij"), axis=-1)
     expected = SPACING_MM * np.linalg.norm(index - [4, 9, 2], axis=-1) <= 20
     np.testing.assert_array_equal(found[0, 0], expected)
+
+
+def test_balls_are_those_of_all_points():
+    center = torch.tensor([[[2.0, 3, 4], [5.5, 1, 2]], [[torch.nan] * 3, [-3, 4, 4]]])
+    radius = torch.tensor([1.5, 3.2])
+    found = balls(center, radius, [7, 8, 9])
+    points = torch.stack(torch.meshgrid(*map(torch.arange, (7, 8, 9)), indexing="ij"), dim=-1)
+    apart = (points[None, None] - center[:, :, None, None, None]).norm(dim=-1)
+    expected = (apart <= radius[:, None, None, None, None]).any(1, keepdim=True)
+    assert found.equal(expected)
+    assert found[0, 0, 5, 1, 2]  # half a voxel from the second point
+    assert found[1].sum() == 5  # of the only one of its points that there is
 
 
 def test_window_is_a_slice_of_the_padded_volume():

@@ -88,8 +88,7 @@ def proper(seed):
 
 def volume_of(*poses, shape=SHAPE):
     """Heads (batch, 1, x, y, z): brains of radius 28 mm with a crown, and dark eyes of 9 mm."""
-    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in shape]
-    points = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1)
+    points = grid_points(shape)
     volumes = []
     for turn, center in poses:
         head = (points - center) @ turn
@@ -262,6 +261,33 @@ def test_the_label_is_the_brain_around_the_pose(chain):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(34, 32, 36), (90, 60, 60)])
+def test_the_eyes_of_the_label_are_at_their_landmarks(chain, shape):
+    """In balls of the size that goes with their distance, and where there is an image."""
+    turn, at = POSES[1]
+    volume = volume_of((turn, at), shape=shape)
+    net = chain(turn)
+    label = net.predict(volume).label[0, 0]
+    eyes = HEAD[1:] @ turn.T + at
+    points = grid_points(shape)
+    apart = torch.stack([(points - eye).norm(dim=-1) for eye in eyes])
+    expected = (apart <= 0.5 * (0.47 * (34 - 2.46) - 0.7)).any(0)
+    found = label == 2
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.75
+    assert (apart.argmin(0)[found] == 0).sum() > 5  # and not one of them alone
+    assert (apart.argmin(0)[found] == 1).sum() > 5
+
+    # brains cut out of their heads have none, though landmarks say where they would be
+    places = net.chain.localize(volume)
+    best = net.chain.search(volume, net.chain.first_poses(places))
+    near = (points - at).norm(dim=-1) < 32
+    places = net.chain.localize(volume * near)
+    cut = net.chain.describe(places, best).label[0, 0]
+    assert not (cut == 2).any()
+    assert (cut == 1).any()
+
+
+@torch.no_grad()
 def test_a_large_expected_error_can_count_as_no_head(chain):
     """It is the error that decides, and not the confidence."""
     ball = 0.7 * torch.sigmoid((28 - volume_radius()) / 2)[None, None]
@@ -279,9 +305,14 @@ def test_a_large_expected_error_can_count_as_no_head(chain):
     assert right.head_to_grid.isfinite().all()
 
 
+def grid_points(shape):
+    """Voxel centres (x, y, z, 3), mm from the middle."""
+    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in shape]
+    return torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1)
+
+
 def volume_radius():
-    steps = [4.0 * (torch.arange(n) - (n - 1) / 2) for n in SHAPE]
-    return torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1).norm(dim=-1)
+    return grid_points(SHAPE).norm(dim=-1)
 
 
 @torch.no_grad()

@@ -113,6 +113,22 @@ def ball(center: Tensor, shape: list[int], spacing_mm: float, radius_mm: float =
     return total.unsqueeze(1) <= radius_mm**2
 
 
+def balls(center: Tensor, radius: Tensor, shape: list[int]) -> Tensor:
+    """Union of the balls around the points ``center`` (batch, n, 3) -> (batch, 1, x, y, z) bool.
+
+    Centre and ``radius`` (batch,) count in voxels, whose middles are whole numbers; a ball whose
+    centre is NaN has no voxels.
+    """
+    squared = []
+    for axis in range(3):
+        lattice = torch.arange(shape[axis], device=center.device, dtype=center.dtype)
+        squared.append((lattice - center[:, :, axis, None]).square())
+    x, y, z = squared
+    total = x[:, :, :, None, None] + y[:, :, None, :, None] + z[:, :, None, None, :]
+    inside = total <= radius.square()[:, None, None, None, None]
+    return inside.any(1, keepdim=True)
+
+
 def window(volume: Tensor, start: Tensor, shape: list[int]) -> Tensor:
     """Part (batch, channels, *shape) of ``volume`` from voxel ``start`` (batch, 3) on.
 

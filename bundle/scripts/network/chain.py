@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..cubes import Cube, brain_cube, cube_cells, sample_cubes
 from ..geometry import frame_to_rotation, no_head, rigid
 from ..labels import BRAIN, EYES
-from ..regions import ball, densest_place, largest_component, likely_places, window
+from ..regions import ball, balls, densest_place, largest_component, likely_places, window
 from .axes import pool_axes
+from .landmarks import eye_radius_mm
 from .search import Best, FirstPoses, with_half_turns
 
 
@@ -25,7 +26,8 @@ class Prediction(NamedTuple):
     head_to_grid: Tensor  # (batch, 4, 4) in mm; NaN where there is no head
     confidence: Tensor  # (batch,) in [0, 1]; 0 where there is no head
     brain_volume_ml: Tensor  # (batch,)
-    label: Tensor  # (batch, 1, x, y, z) uint8: 1 the brain (its largest component), 2 eyes
+    # (batch, 1, x, y, z) uint8: 1 the brain (its largest component), 2 eyes, at their landmarks
+    label: Tensor
     # expected errors: 68 % of the poses lie within; NaN where there is no head or nothing tells it
     rotation_sd_deg: Tensor  # (batch,)
     translation_sd_mm: Tensor  # (batch,)
@@ -274,7 +276,14 @@ class PoseChain(nn.Module):
         voxel = (voxel + (self.window - 1) / 2).round().long().clamp(0, self.window - 1)
         brain = self.connected(label == self.brain, voxel)
         _, volume_ml = brain_cube(brain, self.spacing_mm, self.crop_fill)
-        label = self.brain * brain.to(torch.uint8) + (label & self.eyes)
+        eyes = self.eyes_of(best.eyes_mm - places.offset_mm[item, nearest, None])
+        # an eye that was cut away with the rest of the head is only where it would be
+        eyes = torch.where(
+            best.eyes_mm.isnan().flatten(1).any(1)[:, None, None, None, None],
+            label == self.eyes,
+            eyes & (places.window[item, nearest] != 0),
+        )
+        label = torch.where(eyes, self.eyes, self.brain * brain.to(torch.uint8)).to(torch.uint8)
         pose = rigid(best.cube.rotation[:, 0], center_mm)
         return Prediction(
             pose.masked_fill(~best.found[:, None, None], float("nan")),
@@ -284,6 +293,12 @@ class PoseChain(nn.Module):
             best.rotation_sd_deg.masked_fill(~best.found, float("nan")),
             best.translation_sd_mm.masked_fill(~best.found, float("nan")),
         )
+
+    def eyes_of(self, center_mm: Tensor) -> Tensor:
+        """The eyes around these points (batch, 2, 3) of windows, mm from their middle, bool."""
+        apart_mm = torch.linalg.vector_norm(center_mm[:, 0] - center_mm[:, 1], dim=1)
+        voxel = center_mm / self.spacing_mm + (self.window - 1) / 2
+        return balls(voxel, eye_radius_mm(apart_mm) / self.spacing_mm, [self.window] * 3)
 
     def connected(self, mask: Tensor, voxel: Tensor) -> Tensor:
         """Largest component of ``mask`` (batch, 1, w, w, w) in the ball around ``voxel``."""

@@ -21,6 +21,15 @@ class Landmarks(NamedTuple):
     score: Tensor  # (batch,): logit of whether the cube is aligned with the head (25 degrees)
 
 
+def eye_radius_mm(apart_mm: Tensor) -> Tensor:
+    """Mean radius of a fetus's eye, mm, whose eyes have their centres ``apart_mm`` from each other.
+
+    At a gestational age of GA weeks that distance is 1.00 GA + 2.46 mm, the diameter of an eye
+    0.47 GA - 0.7 mm (Robinson et al. 2008, as ``simulation.anatomy`` has it).
+    """
+    return (0.47 * (apart_mm - 2.46) - 0.7).clamp(min=0.0) / 2
+
+
 class LandmarkNet(nn.Module):
     """Small plain CNN that reads a cube of the head: heat maps, their centres of mass, a score.
 

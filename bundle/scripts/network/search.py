@@ -38,6 +38,7 @@ class Best(NamedTuple):
     found: Tensor  # (batch,) bool: whether it is the pose of a head
     rotation_sd_deg: Tensor  # (batch,) expected error, NaN where nothing tells it
     translation_sd_mm: Tensor  # (batch,)
+    eyes_mm: Tensor  # (batch, 2, 3): left and right eye on the grid, NaN where nothing tells them
 
 
 class Corrected(NamedTuple):
@@ -48,6 +49,7 @@ class Corrected(NamedTuple):
     merit: Tensor  # (batch, n) the score, and how sharp the heat maps are
     peak: Tensor  # (batch, n) logarithm of the heat maps' peaks
     mirror_mm: Tensor  # (batch, n) distance of the landmarks from the mirror image's; else 0
+    eyes_mm: Tensor  # (batch, n, 2, 3) left and right eye on the grid
 
 
 def with_half_turns(first: FirstPoses) -> FirstPoses:
@@ -74,7 +76,8 @@ def with_half_turns(first: FirstPoses) -> FirstPoses:
 class DensestPlace(nn.Module):
     """The pose where the brain is densest, as the rotation network gives it.
 
-    The confidence is the agreement of the field's voxels; an expected error is not known.
+    The confidence is the agreement of the field's voxels; an expected error and the eyes are not
+    known.
     """
 
     def forward(self, volume: Tensor, first: FirstPoses) -> Best:
@@ -83,7 +86,8 @@ class DensestPlace(nn.Module):
         cube = chosen(first.cube, best)
         defined = ~cube.rotation.isnan().flatten(1).any(1)
         unknown = torch.full_like(agreement[:, 0], torch.nan)
-        return Best(cube, agreement[:, 0], counts[:, 0] & defined, unknown, unknown)
+        eyes_mm = unknown[:, None, None].expand(-1, 2, 3)
+        return Best(cube, agreement[:, 0], counts[:, 0] & defined, unknown, unknown, eyes_mm)
 
 
 class LandmarkSearch(nn.Module):
@@ -165,6 +169,7 @@ class LandmarkSearch(nn.Module):
             found[:, 0] & (rotation_sd_deg <= self.max_rotation_sd_deg),
             rotation_sd_deg,
             translation_sd_mm,
+            last.eyes_mm.mean(1),
         )
 
     def spread(self, last: Corrected, mean: Cube) -> Spread:
@@ -212,10 +217,13 @@ class LandmarkSearch(nn.Module):
             score = (score[:count] + score[count:]) / 2
             peak = (peak[:count] + peak[count:]) / 2
         merit = score + self.sharpness * peak
+        point = point.unflatten(0, shape)
+        eyes = point[:, :, 1:] * cube.side_mm[:, :, None, None]
         return Corrected(
-            in_line(cube, point.unflatten(0, shape)),
+            in_line(cube, point),
             score.unflatten(0, shape),
             merit.unflatten(0, shape),
             peak.unflatten(0, shape),
             mirror.unflatten(0, shape) * cube.side_mm,
+            cube.center_mm[:, :, None] + eyes @ cube.rotation.mT,
         )
