@@ -51,8 +51,10 @@ WEIGHTS := $(OUTPUT)/weights
 TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision $(MIXED_PRECISION)
 MIXTURE := 'configs/train.json','configs/mixture.json'
 BOTH := --dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom
-ALL := --dataset_dirs "['$(WEIGHTS)/stacks','$(WEIGHTS)/phantom','$(WEIGHTS)/varied','$(WEIGHTS)/young','$(WEIGHTS)/young_epi','$(WEIGHTS)/atlas']" \
-	--shares "[0.3,0.18,0.26,0.07,0.07,0.12]"
+ALL := --dataset_dirs "['$(WEIGHTS)/stacks','$(WEIGHTS)/phantom','$(WEIGHTS)/varied','$(WEIGHTS)/brains','$(WEIGHTS)/young','$(WEIGHTS)/young_epi','$(WEIGHTS)/atlas']" \
+	--shares "[0.28,0.13,0.16,0.22,0.06,0.06,0.09]"
+# of the atlas the ages that are trained on; the odd ones test
+BRAINS := --brains $(abspath $(ATLAS)) --brain_weeks 22,24,26,28,30,32,34
 PHANTOM := $(BIN)/python -m scripts.phantom --test 0
 weights: $(WEIGHTS)/model.pt
 
@@ -61,8 +63,10 @@ $(WEIGHTS)/.data: $(VENV)/.done
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/phantom --training 400 --validation 24
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/varied --seed 21 --training 1400 --validation 12 \
 		--sequence varied --coarsen 2
-	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young --seed 22 --training 120 --validation 0 \
-		--sequence varied --coarsen 2 --ga_weeks 18,23
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/brains --seed 24 --training 800 --validation 0 \
+		--sequence varied --coarsen 2 $(BRAINS)
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young --seed 22 --training 160 --validation 0 \
+		--sequence varied --coarsen 2 --ga_weeks 18,23 $(BRAINS)
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young_epi --seed 23 --training 120 --validation 0 \
 		--ga_weeks 18,23
 	cd bundle && $(BIN)/python -m scripts.datasets fetal_align \

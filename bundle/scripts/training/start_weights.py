@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..weight_files import for_network, part_of, read_weights
+from ..weight_files import difference, for_network, part_of, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +40,19 @@ class StartWeights:
         fitting, anew = [], []
         for name, part in self.network.named_children():
             state = part_of(given, name)
-            difference = _difference(part, state)
-            if not difference:
+            differing = difference(part.state_dict(), state)
+            if not differing:
                 part.load_state_dict(state)
                 fitting.append(name)
             elif any(parameter.requires_grad for parameter in part.parameters()):
-                logger.warning("%s begins anew: in %s %s", name, self.path, difference)
+                logger.warning("%s begins anew: in %s %s", name, self.path, differing)
                 anew.append(name)
             else:
                 raise ValueError(
                     f"{self.path}: {name} is not trained and needs weights of its own, but "
-                    f"{difference}"
+                    f"{differing}"
                 )
         logger.info("from %s: %s; anew: %s", self.path, _names(fitting), _names(anew))
-
-
-def _difference(part: nn.Module, state: dict[str, torch.Tensor]) -> str:
-    """The first weight by which ``state`` is not one of ``part``, in words; empty if it is."""
-    own = part.state_dict()
-    for key in sorted({*own, *state}):
-        shapes = [tuple(s[key].shape) if key in s else "missing" for s in (state, own)]
-        if shapes[0] != shapes[1]:
-            return f"{key} is {shapes[0]}, here {shapes[1]}"
-    return ""
 
 
 def _names(parts: list[str]) -> str:
