@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from scripts.calibrate import main
-from scripts.evaluation.calibration import coverage, fit
-from scripts.network.expected_error import FEATURES
+from scripts.evaluation.calibration import coverage, features_of, fit
+from scripts.network.expected_error import FEATURES, ExpectedError, Spread
+from scripts.network.search import ROTATION_WEIGHTS, TRANSLATION_WEIGHTS
 
 
 def drawn(seed: int, n: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +45,26 @@ def test_data_sets_count_alike():
     rows = np.concatenate([features, np.tile(features[:1], (3000, 1))])
     weights = fit(rows, many, np.concatenate([np.ones(300), np.full(3000, 1e-6)]))
     assert coverage(weights.tolist(), features, errors)[0] == pytest.approx(0.68, abs=0.03)
+
+
+@pytest.mark.parametrize(("rotation_deg", "taken"), [((9, 2), 0), ((9, 2), 1), ((900, 990), 0)])
+def test_features_are_those_of_the_pass_whose_pose_it_is(
+    rotation_deg: tuple[float, float], taken: int
+) -> None:
+    """A second pass may run and not count, also where both say the most that can be said."""
+    expected = ExpectedError(ROTATION_WEIGHTS, TRANSLATION_WEIGHTS)
+    spreads = [Spread(*torch.tensor([[d], [2.0], [3.0], [-3.0], [120.0]])) for d in rotation_deg]
+
+    class Passes:
+        search = SimpleNamespace(expected_error=expected)
+
+        def predict(self, _: torch.Tensor) -> SimpleNamespace:
+            said = [self.search.expected_error(spread)[0] for spread in spreads]
+            return SimpleNamespace(rotation_sd_deg=said[taken])
+
+    features, _ = features_of(Passes(), torch.zeros(1, 1, 8, 8, 8))
+    np.testing.assert_allclose(features, expected.features(spreads[taken])[0], rtol=1e-6)
+    assert Passes.search.expected_error is expected
 
 
 def test_command_line(small_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from chains import (
     mark,
 )
 from scripts.cubes import Cube, along_grid, sample_cubes
-from scripts.geometry import geodesic_deg, no_head
+from scripts.geometry import axis_angle_to_rotation, geodesic_deg, no_head, rigid
 from scripts.network import E3CNN
 from scripts.network.chain import PoseChain, Prediction, brain_units, most_probable
 from scripts.network.search import DensestPlace
@@ -474,6 +476,42 @@ def test_what_the_second_pass_finds_has_to_be_sure():
             assert found.rotation_sd_deg.isfinite().all() == right
             assert bool(found.label.any()) == bool(found.brain_volume_ml > 0) == right
         assert passes(sure_deg=0.0).predict(plain).head_to_grid.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("first_deg", "second_deg", "taken"),
+    [(24.0, 8.0, True), (24.0, 19.9, True), (24.0, 20.1, False), (24.0, math.nan, False),
+     (19.9, 3.0, False), (math.nan, 8.0, True), (math.nan, 21.0, False)],
+)  # fmt: skip
+def test_what_the_first_pass_is_unsure_of_is_looked_at_again(first_deg, second_deg, taken):
+    """Upside down is often unsure, and the right turn sure. NaN stands for no head."""
+
+    def said(sd_deg, seed):
+        turn = axis_angle_to_rotation(torch.tensor([[1.0, 2, 3]]), torch.tensor([40.0 * seed]))
+        pose = rigid(turn, torch.tensor([[1.0, 2, 3]]))
+        return Prediction(
+            pose if math.isfinite(sd_deg) else torch.full_like(pose, math.nan),
+            torch.full((1,), 0.1 * seed),
+            torch.full((1,), 100.0 * seed),
+            torch.full((1, 1, 18, 23, 20), seed, dtype=torch.uint8),
+            torch.full((1,), sd_deg),
+            torch.full((1,), sd_deg / 10),
+        )
+
+    chain = passes(sure_deg=20.0)
+    first, again = said(first_deg, 1), said(second_deg, 2)
+    again = again._replace(label=again.label.movedim(2, -1))
+    chain.one_pass = lambda volume, half_turns=False: again if half_turns else first
+    found = chain.predict(heads())
+    assert found.rotation_sd_deg.isfinite().item() == (taken or math.isfinite(first_deg))
+    assert found.label.unique().tolist() == [2 if taken else 1]
+    expected = again if taken else first
+    assert found.rotation_sd_deg.nan_to_num(-1).equal(expected.rotation_sd_deg.nan_to_num(-1))
+    assert found.confidence.equal(expected.confidence)
+    assert found.brain_volume_ml.equal(expected.brain_volume_ml)
+    if math.isfinite(found.rotation_sd_deg.item()):
+        axes = expected.head_to_grid[:, :3]
+        assert found.head_to_grid[:, :3].equal(axes.roll(1, 1) if taken else axes)
 
 
 def test_what_the_second_pass_finds_counts_only_if_its_error_is_known():

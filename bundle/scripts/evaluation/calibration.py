@@ -29,21 +29,23 @@ class Looked(NamedTuple):
 
 
 class Features(torch.nn.Module):
-    """Stands in for ``ExpectedError`` and keeps the features of what passes."""
+    """Stands in for ``ExpectedError`` and keeps the features of every pass, with what it says."""
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        self.given, self.kept = given, torch.zeros(0, FEATURES)
+        self.given = given
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, spread: Spread) -> tuple[Tensor, Tensor]:
-        self.kept = self.given.features(spread)
-        return self.given(spread)
+        said: tuple[Tensor, Tensor] = self.given(spread)
+        self.kept.append((self.given.features(spread), said[0]))
+        return said
 
 
 def features_of(chain: PoseChain, volume: Tensor) -> tuple[NDArray[np.float64], Any]:
     """Features (FEATURES,) of the pose of one volume (1, 1, x, y, z), and the prediction.
 
-    The features are those of the pass whose pose it is: the last one that ran.
+    The features are those of the pass whose pose it is; without a pose, of the last one.
     """
     search: Any = chain.search
     given = search.expected_error
@@ -53,7 +55,9 @@ def features_of(chain: PoseChain, volume: Tensor) -> tuple[NDArray[np.float64], 
             found = chain.predict(volume)
     finally:
         search.expected_error = given
-    return recorder.kept[0].double().numpy(), found
+    # of passes that say the same the second did not count: it has to be surer than the first
+    of_pose = (kept for kept, sd_deg in recorder.kept if sd_deg.equal(found.rotation_sd_deg))
+    return next(of_pose, recorder.kept[-1][0])[0].double().numpy(), found
 
 
 def fit(

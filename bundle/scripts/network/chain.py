@@ -52,7 +52,7 @@ class PoseChain(nn.Module):
 
     ``localize`` finds places where a head may be, ``first_poses`` reads the rotation network there,
     ``search`` chooses and corrects a pose, ``describe`` says what was found. Volumes in which
-    nothing is found are passed over once more with their axes exchanged.
+    nothing is found, or nothing sure, are passed over once more with their axes exchanged.
 
     Volumes are of any size, on a right-handed isotropic grid, intensities scaled to [0, 1].
 
@@ -72,8 +72,8 @@ class PoseChain(nn.Module):
     window : voxels along the windows there: the localizer was trained on this size
     brain_radius_mm : half of the longest brain at term: what is brain further away is another's
     apart_mm : radius around a place in which no other one is looked for
-    sure_deg : largest expected error, in degrees, of a head that the second pass finds; None for no
-        second pass
+    sure_deg : largest expected error, in degrees, with which there is no second pass, and of what
+        the second pass finds; None for no second pass
     """
 
     def __init__(
@@ -115,11 +115,12 @@ class PoseChain(nn.Module):
         The localizer is not equivariant: with the axes of the volume exchanged it often sees a
         head that it had missed; and where the first pose was upside down or back to front, a half
         turn of it is near. But each pass is another chance to take something else for a head,
-        so what the second finds counts only if its expected error is at most ``sure_deg``.
+        so what the second finds counts only if its expected error is at most ``sure_deg``, and
+        that of the first is not.
         """
         found = self.one_pass(volume)
         if self.second_pass:
-            found = self.where_missed(volume, found)
+            found = self.where_unsure(volume, found)
         return found
 
     def one_pass(self, volume: Tensor, half_turns: bool = False) -> Prediction:
@@ -131,20 +132,23 @@ class PoseChain(nn.Module):
         best = self.search(volume, first)
         return self.describe(places, best)
 
-    def where_missed(self, volume: Tensor, found: Prediction) -> Prediction:
-        """``found``, with what the second pass says of the volumes in which there was no head."""
-        missed = no_head(found.head_to_grid)
+    def unsure(self, found: Prediction) -> Tensor:
+        """(batch,) bool: no head, or one whose expected error is above ``sure_deg``."""
+        return no_head(found.head_to_grid) | (found.rotation_sd_deg > self.sure_deg)
+
+    def where_unsure(self, volume: Tensor, found: Prediction) -> Prediction:
+        """``found``, with what the second pass says of the volumes of which it is unsure."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out what is inside)
             if torch.compiler.is_exporting():
                 # torch 2.13 traces a branch (torch.cond), but can neither save nor convert it: the
                 # second pass then always runs, and counts where it would have run
                 return self.merged(volume, found)
-        if bool(missed.any()):
+        if bool(self.unsure(found).any()):
             found = self.merged(volume, found)
         return found
 
     def merged(self, volume: Tensor, found: Prediction) -> Prediction:
-        """``found``, where it says no head replaced by what is surely found in turned volumes.
+        """``found``, where it is unsure replaced by what is surely found in turned volumes.
 
         The volumes are turned by 120 degrees about their diagonal, which no more than puts the
         first axis last.
@@ -152,8 +156,8 @@ class PoseChain(nn.Module):
         again = self.one_pass(volume.movedim(2, -1).contiguous(), True)
         pose = again.head_to_grid
         pose = torch.cat([pose[:, :3].roll(1, 1), pose[:, 3:]], dim=1)
-        surely = no_head(found.head_to_grid) & ~no_head(pose)
-        surely = surely & (again.rotation_sd_deg <= self.sure_deg)
+        surely = ~no_head(pose) & (again.rotation_sd_deg <= self.sure_deg)
+        surely = surely & self.unsure(found)
         label = again.label.movedim(-1, 2).contiguous()
         return Prediction(
             torch.where(surely[:, None, None], pose, found.head_to_grid),
