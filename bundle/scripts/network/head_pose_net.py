@@ -54,8 +54,8 @@ class HeadPoseNet(nn.Module):
         None for the first pose as it is (``DensestPlace``)
     max_rotation_sd_deg : with landmarks, a larger expected error counts as "no head"
     places : places of a volume that are looked at closely (one in place of two: docs/method.md)
-    sure_deg : largest expected error of what a second pass finds where the first has found no head;
-        None for no second pass
+    sure_deg : largest expected error, in degrees, with which there is no second pass, and of what
+        the second pass finds; None for no second pass
     turns : the number of lattices of version 0.7, where 1 was shipped; nothing else is accepted
 
     Volumes are ``(batch, 1, x, y, z)`` of any size, on a right-handed isotropic grid of

@@ -17,8 +17,8 @@ from .expected_error import ExpectedError, Spread
 from .landmarks import LandmarkNet
 
 # of ``ExpectedError``, by ``scripts.calibrate`` for the shipped weights (docs/performance.md)
-ROTATION_WEIGHTS = (0.43, 0.644, 1.206, 5.96, 0.0, -0.836)
-TRANSLATION_WEIGHTS = (-1.947, 0.314, 0.757, 0.622, -0.76, 0.708)
+ROTATION_WEIGHTS = (0.771, 0.455, 0.86, 5.083, -0.04, -1.193)
+TRANSLATION_WEIGHTS = (-1.595, 0.069, 0.903, 1.676, -0.634, 0.381)
 
 
 class FirstPoses(NamedTuple):
