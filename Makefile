@@ -107,14 +107,15 @@ $(WEIGHTS)/model.pt: $(WEIGHTS)/rotation/model.pt
 # Five sites that differ as hospitals do fine-tune, without sharing volumes, weights that know EPI
 # alone: those of release 0.8.0, out of the repository's history. Ends with a table against each site
 # alone and against all data in one place. The full setting, some hours (docs/federated.md):
-# make federated FEDERATED_TRAINING=24 FEDERATED_TEST=16 FEDERATED_ROUNDS=4
+# make federated FEDERATED_TRAINING=24 FEDERATED_VALIDATION=12 FEDERATED_TEST=16 FEDERATED_ROUNDS=4 FEDERATED_EPOCHS=4
 FEDERATED ?= $(OUTPUT)/federated
 FEDERATED_TRAINING ?= 10
+FEDERATED_VALIDATION ?= 8
 FEDERATED_TEST ?= 8
 FEDERATED_ROUNDS ?= 2
-FEDERATED_EPOCHS ?= 4
+FEDERATED_EPOCHS ?= 3
 EPI_WEIGHTS := d62601b
-FEDERATED_PHANTOM := $(BIN)/python -m scripts.phantom --validation 12 --test $(FEDERATED_TEST) \
+FEDERATED_PHANTOM := $(BIN)/python -m scripts.phantom --validation $(FEDERATED_VALIDATION) --test $(FEDERATED_TEST) \
 	--headless_share 0
 FEDERATED_JOB := OMP_NUM_THREADS=1 $(BIN)/python -m scripts.federated.job
 COMMA := ,
@@ -148,7 +149,7 @@ federated-data: setup
 federated: federated-setup federated-data $(FEDERATED)/start.pt
 	cd bundle && $(FEDERATED_JOB) simulate $(FEDERATED_PLAN) $(FEDERATED_START) \
 		--rounds $(FEDERATED_ROUNDS) --local_epochs $(FEDERATED_EPOCHS) --output_dir $(FEDERATED)
-	cd bundle && $(FEDERATED_JOB) alone --pooled $(FEDERATED_PLAN) $(FEDERATED_START) \
+	cd bundle || exit; $(FEDERATED_JOB) alone --pooled $(FEDERATED_PLAN) $(FEDERATED_START) \
 		$(FEDERATED_ALONE) --output_dir $(FEDERATED)/pooled & pooled=$$!; \
 		$(FEDERATED_JOB) alone $(FEDERATED_PLAN) $(FEDERATED_START) $(FEDERATED_ALONE) \
 		--output_dir $(FEDERATED)/alone; alone=$$?; wait $$pooled && exit $$alone
