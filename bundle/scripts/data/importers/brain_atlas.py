@@ -57,8 +57,7 @@ def import_brain_atlas(
     FileNotFoundError : no folder of an atlas in ``source``
     ValueError : an age of ``test_weeks`` that the atlas does not have, or another data set there
     """
-    ages = atlas_ages(source)
-    chosen_ages(source, test_weeks)
+    ages, tested = atlas_ages(source), chosen_ages(source, test_weeks)
     parameters: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
@@ -69,7 +68,7 @@ def import_brain_atlas(
     files.start()
     entries: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
     for number, folder in enumerate(tqdm(ages, unit="brain", disable=not progress)):
-        section = "test" if ages[folder] in test_weeks else "training"
+        section = "test" if folder in tested else "training"
         brain = read_brain(folder, ages[folder])
         for repeat in range(test_repeats if section == "test" else repeats):
             sequence = np.random.SeedSequence([seed, number, repeat])
