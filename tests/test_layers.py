@@ -15,6 +15,7 @@ from conftest import BUNDLE
 # from the ground up; modules that no floor names are commands, above all of them
 FLOORS = (
     (
+        "argument_types",
         "geometry",
         "labels",
         "files",

@@ -16,13 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
-def _subjects(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
-def _weeks(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in _subjects(text))
+from .argument_types import whole_numbers, words
 
 
 def _check(dataset_dir: str, picture_dir: str | None, count: int) -> int:
@@ -56,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     align.add_argument("--source", required=True, help="the clone")
     for section in ("validation", "test"):
         align.add_argument(
-            f"--{section}", type=_subjects, default=(), help="subjects: f01,f04 or ga31.00"
+            f"--{section}", type=words, default=(), help="subjects: f01,f04 or ga31.00"
         )
     angles = commands.add_parser("e3pose", help="images, labels and a table of Euler angles")
     angles.add_argument("--images", required=True, help="folder")
@@ -68,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     atlas = commands.add_parser("brain_atlas", help="the spina bifida atlas, varied: brains alone")
     atlas.add_argument("--source", required=True, help="folder with the atlas's folders")
     atlas.add_argument(
-        "--test_weeks", type=_weeks, default=(), help="ages kept for the test: 21,23"
+        "--test_weeks", type=whole_numbers, default=(), help="ages kept for the test: 21,23"
     )
     atlas.add_argument("--repeats", type=int, default=30, help="variants of each age")
     atlas.add_argument("--seed", type=int, default=0)

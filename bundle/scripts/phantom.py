@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from .argument_types import numbers, whole_numbers
 from .data.dataset_entries import SECTIONS
 from .data.phantoms import DEFAULT_COUNTS, embedded_dataset, write_dataset
 from .simulation.anatomy import AGE_RANGE_WEEKS
@@ -18,15 +19,6 @@ from .simulation.stack import SEQUENCES
 from .simulation.volume import Phantom, PhantomGenerator, make_phantom
 
 __all__ = ["Phantom", "PhantomGenerator", "embedded_dataset", "make_phantom", "write_dataset"]
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    """Numbers from text such as "20,38"."""
-    return tuple(float(part) for part in text.split(","))
-
-
-def _weeks(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{section}", type=int, default=DEFAULT_COUNTS[section])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--headless_share", type=float, default=0.05)
-    parser.add_argument("--ga_weeks", type=_numbers, default=AGE_RANGE_WEEKS, help="such as 20,38")
+    parser.add_argument("--ga_weeks", type=numbers, default=AGE_RANGE_WEEKS, help="such as 20,38")
     parser.add_argument("--contrast", choices=CONTRASTS)
-    parser.add_argument("--voxel_mm", type=_numbers, help="such as 6,6,6; drawn if not given")
+    parser.add_argument("--voxel_mm", type=numbers, help="such as 6,6,6; drawn if not given")
     parser.add_argument("--sequence", choices=(*SEQUENCES, "varied"), help="stacks with motion")
     parser.add_argument("--coarsen", type=float, default=1.0, help="factor of the in-plane voxel")
     parser.add_argument(
@@ -51,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--brains", metavar="ATLAS", help="folder of the spina bifida atlas: heads with its brains"
     )
     parser.add_argument(
-        "--brain_weeks", type=_weeks, default=(), help="ages of it that are taken, such as 22,24"
+        "--brain_weeks",
+        type=whole_numbers,
+        default=(),
+        help="ages of it that are taken, such as 22,24",
     )
     options = vars(parser.parse_args(arguments))
     if len(options["ga_weeks"]) != 2:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .argument_types import three_numbers
 from .files import replacing, write_text
 from .labels import BRAIN, Status
 from .reading import read_image
@@ -30,13 +31,6 @@ from .scan.slices import PLANES
 
 Volume = tuple[NDArray, NDArray[np.float64]]  # values (i, j, k), voxel-to-world matrix
 SUFFIX = "_pose.json"
-
-
-def _three(text: str) -> tuple[float, ...]:
-    numbers = tuple(float(part) for part in text.split(","))
-    if len(numbers) != 3:
-        raise ValueError(text)
-    return numbers
 
 
 def read_pose(path: Path, allow_uncertain: bool) -> dict[str, Any]:
@@ -140,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--slices", type=int, help="their number; else what covers the brain")
     parser.add_argument("--interleave", type=int, default=4)
     parser.add_argument(
-        "--tilt_deg", type=_three, default=(0.0, 0.0, 0.0), help="a,b,c about the head's x, y, z"
+        "--tilt_deg",
+        type=three_numbers,
+        default=(0.0, 0.0, 0.0),
+        help="a,b,c about the head's x, y, z",
     )
     parser.add_argument("--mask", type=Path, help="brain mask; else CASE_mask.nii.gz beside it")
     parser.add_argument("--image", type=Path, help="the volume, for the picture")
@@ -149,12 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--allow_uncertain", action="store_true", help="take a pose whose status is not ok"
     )
     navigator = parser.add_argument_group("the next navigator")
-    navigator.add_argument("--fov_centre_mm", type=_three, help="x,y,z of the last one, RAS")
+    navigator.add_argument("--fov_centre_mm", type=three_numbers, help="x,y,z of the last one, RAS")
     navigator.add_argument("--fov_step_mm", type=float, default=FOV_STEP_MM, help="at most so far")
     scanner = parser.add_argument_group("the scanner's own coordinates")
     scanner.add_argument("--patient_position", choices=PATIENT_POSITIONS)
     scanner.add_argument(
-        "--isocentre_lps", type=_three, default=(0.0, 0.0, 0.0), help="x,y,z in patient coordinates"
+        "--isocentre_lps",
+        type=three_numbers,
+        default=(0.0, 0.0, 0.0),
+        help="x,y,z in patient coordinates",
     )
     options = parser.parse_args(arguments)
     try:

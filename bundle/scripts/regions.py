@@ -104,13 +104,8 @@ def ball(center: Tensor, shape: list[int], spacing_mm: float, radius_mm: float =
     The radius is half of the longest brain at term: a mask that leaks into the mother's tissue is
     cut where no brain can be.
     """
-    squared = []
-    for axis in range(3):
-        offset = torch.arange(shape[axis], device=center.device) - center[:, axis, None]
-        squared.append((offset * spacing_mm).square())
-    x, y, z = squared
-    total = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
-    return total.unsqueeze(1) <= radius_mm**2
+    point = center.unsqueeze(1).to(torch.float32)
+    return balls(point, torch.full_like(point[:, 0, 0], radius_mm / spacing_mm), shape)
 
 
 def balls(center: Tensor, radius: Tensor, shape: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .argument_types import three_numbers
 from .scan.patient import PATIENT_POSITIONS
 from .scan.session_options import SessionOptions
 from .scan.slices import PLANES
@@ -28,13 +29,6 @@ MODEL = Path(__file__).parents[1] / "models" / "model.pt"
 LOADING_S = 600.0
 WRITING_S = 60.0  # that the end of the service waits for the folder of a session
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-def _three(text: str) -> tuple[float, ...]:
-    numbers = tuple(float(part) for part in text.split(","))
-    if len(numbers) != 3:
-        raise ValueError(text)
-    return numbers
 
 
 def parser_of_options() -> argparse.ArgumentParser:
@@ -52,7 +46,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     session = parser.add_argument_group("sessions that do not say otherwise")
     defaults = SessionOptions()
     session.add_argument("--plane", choices=PLANES, default=defaults.plane)
-    session.add_argument("--tilt_deg", type=_three, default=defaults.tilt_deg)
+    session.add_argument("--tilt_deg", type=three_numbers, default=defaults.tilt_deg)
     session.add_argument("--patient_position", choices=PATIENT_POSITIONS)
     for name in ("slices", "navigator_slices"):
         session.add_argument(f"--{name}", type=int)

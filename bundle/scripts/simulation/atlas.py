@@ -54,7 +54,7 @@ class Brain(NamedTuple):
     affine: NDArray[np.float64]
     centre_mm: NDArray[np.float64]
     spread_mm: NDArray[np.float64]
-    depth_mm: NDArray[np.float64]
+    depth_mm: NDArray[np.float32]
 
 
 def atlas_ages(source: str | os.PathLike[str]) -> dict[Path, int]:
@@ -91,6 +91,7 @@ def read_brain(folder: Path, ga_weeks: float) -> Brain:
     affine = np.asarray(images[0].affine, dtype=np.float64)
     inside = mask > 0
     points = np.argwhere(inside) @ affine[:3, :3].T + affine[:3, 3]
+    depth = distance_transform_edt(parcellation == VENTRICLES) * np.linalg.norm(affine[:3, 0])
     return Brain(
         folder.name,
         float(ga_weeks),
@@ -100,7 +101,7 @@ def read_brain(folder: Path, ga_weeks: float) -> Brain:
         affine,
         points.mean(axis=0),
         points.std(axis=0),
-        distance_transform_edt(parcellation == VENTRICLES) * np.linalg.norm(affine[:3, 0]),
+        depth.astype(np.float32),
     )
 
 
