@@ -20,6 +20,7 @@ from scripts.data.regridding import (
     Volume,
     averaged,
     centered_affine,
+    random_cut,
     random_navigator,
     regridded,
     resampled,
@@ -204,6 +205,48 @@ def test_headless_names_the_volume_that_shows_nothing_else(dataset, tmp_path):
     save_nifti(dataset / "volumes/b.nii.gz", np.ones((9, 9, 9)), affine)
     with pytest.raises(ValueError, match=r"b\.nii\.gz: nothing of the volume is 85 mm"):
         make("headless", dataset, tmp_path / "variant")
+
+
+@pytest.mark.parametrize("voxel_mm", [(3.0, 3.0, 4.5), (5.0, 3.0, 3.0), (3.0, 3.0, 3.0)])
+def test_cut_ends_in_the_brain_and_leaves_the_rest_as_it_is(voxel_mm):
+    source = blob_volume(make_affine("LPS", voxel_mm, 20.0, SHAPE))
+    axis = {(5.0, 3.0, 3.0): 0}.get(voxel_mm, 2)
+    index = world_points(source.affine, SHAPE)
+    ends = set()
+    for seed in range(8):
+        cut = random_cut(source, np.zeros(3), np.random.RandomState(seed))
+        left = (cut.label == 1).sum() / (source.label == 1).sum()
+        one_slice = (source.label == 1).sum(axis=tuple({0, 1, 2} - {axis})).max()
+        assert left == pytest.approx(0.85, abs=one_slice / (source.label == 1).sum())
+        assert left < 1
+        gone = np.array(SHAPE) - cut.image.shape
+        assert gone[axis] > 0
+        assert gone.sum() == gone[axis]
+        first = gone * (np.abs(cut.affine - source.affine).max() > 1e-6)
+        ends.add(bool(first.any()))
+        kept = tuple(slice(a, a + n) for a, n in zip(first, cut.image.shape, strict=True))
+        np.testing.assert_array_equal(cut.image, source.image[kept])
+        np.testing.assert_array_equal(cut.label, source.label[kept])
+        np.testing.assert_allclose(world_points(cut.affine, cut.image.shape), index[kept])
+    assert ends == {True, False}
+    half = random_cut(source, np.zeros(3), np.random.RandomState(0), lost=0.5)
+    assert (half.label == 1).sum() < 0.65 * (source.label == 1).sum()
+
+
+def test_cut_needs_a_brain_and_keeps_the_voxels(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: no label shows the brain"):
+        make("cut", dataset, tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"cut keeps the voxels as they are, got voxel_mm 4"):
+        make("cut", dataset, tmp_path / "other", voxel_mm=4)
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["test"] = content["test"][:1]
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    (entry,) = make("cut", dataset, tmp_path / "cut")["test"]
+    assert entry["head_to_world"] == content["test"][0]["head_to_world"]
+    image, _ = read(tmp_path / "cut" / entry["image"])
+    label, _ = read(tmp_path / "cut" / entry["label"])
+    assert image.shape == label.shape
+    assert image.shape[2] < SHAPE[2]
 
 
 def test_slab_is_a_dark_plane_near_the_brain():

@@ -1,4 +1,4 @@
-"""Volumes on other grids: as a navigator, turned and left-handed, or without the head.
+"""Volumes on other grids: as a navigator, turned and left-handed, without the head, or cut in it.
 
 Content stays at its place in the world.
 """
@@ -6,7 +6,7 @@ Content stays at its place in the world.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -17,6 +17,7 @@ from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ..labels import BRAIN
 from ..simulation.fetus import random_rotation
 from .augmentation import saturation
 
@@ -171,8 +172,39 @@ def random_headless(
     return random_navigator(rest, place, random, voxel_mm)
 
 
-KINDS = {
+def random_cut(
+    source: Volume,
+    center_mm: NDArray,
+    random: np.random.RandomState,
+    voxel_mm: None = None,
+    lost: float = 0.15,
+) -> Volume:
+    """The volume without the slices at one end, either one, that show so much of the brain.
+
+    Slices follow each other along the axis of the largest voxels, the last one of equals. The
+    share ``lost`` of the brain is met as nearly as whole slices do; ``center_mm`` and ``voxel_mm``
+    do not matter. ValueError for a volume whose label shows no brain.
+    """
+    if source.label is None or not (source.label == BRAIN).any():
+        raise ValueError("no label shows the brain, so that nothing tells where to cut")
+    size_mm = voxel_sizes(source.affine).round(3)
+    axis = 2 - int(np.argmax(size_mm[::-1]))
+    brain = (source.label == BRAIN).sum(axis=tuple({0, 1, 2} - {axis}))
+    at_start = random.uniform() < 0.5
+    gone = np.cumsum(brain if at_start else brain[::-1]) / brain.sum()
+    number = 1 + int(np.argmin(np.abs(gone - lost)))
+    kept = slice(number, None) if at_start else slice(None, -number)
+    index = (*(slice(None),) * axis, kept)
+    affine = source.affine.copy()
+    if at_start:
+        affine[:3, 3] += number * affine[:3, axis]
+    return Volume(source.image[index], affine, source.label[index])
+
+
+# how a volume is made, and of what voxel size by default; None where it keeps its own
+KINDS: dict[str, tuple[Callable[..., Volume], float | None]] = {
     "navigator": (random_navigator, 6.0),
     "regridded": (random_regridded, 3.5),
     "headless": (random_headless, 6.0),
+    "cut": (random_cut, None),
 }

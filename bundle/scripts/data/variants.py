@@ -3,6 +3,7 @@
 - ``navigator``: coarse and oblique, with the slab that the last slice left, and noise.
 - ``regridded``: the same content, turned and stored left-handed.
 - ``headless``: a navigator of what lies beside the head; nothing is to be found in it.
+- ``cut``: without the slices at one end that show 15 % of the brain.
 
 From the bundle's folder:
 
@@ -53,9 +54,9 @@ def write_variant(
 
     Parameters
     ----------
-    kind : "navigator", "regridded" or "headless"
+    kind : "navigator", "regridded", "headless" or "cut"
     repeats : variants of every volume, named case, case_repeat1, case_repeat2, ...
-    voxel_mm : size of the new voxels; None for 3.5 mm (regridded) or 6 mm
+    voxel_mm : size of the new voxels; None for 3.5 mm (regridded) or 6 mm. "cut" keeps them.
 
     Raises
     ------
@@ -68,8 +69,11 @@ def write_variant(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {sorted(KINDS)}, got {kind!r}")
-    size_mm = KINDS[kind][1] if voxel_mm is None else float(voxel_mm)
-    if seed < 0 or repeats < 1 or not size_mm > 0:
+    size_mm = KINDS[kind][1]
+    if voxel_mm is not None and size_mm is None:
+        raise ValueError(f"{kind} keeps the voxels as they are, got voxel_mm {voxel_mm}")
+    size_mm = size_mm if voxel_mm is None else float(voxel_mm)
+    if seed < 0 or repeats < 1 or not (size_mm is None or size_mm > 0):
         raise ValueError(
             "expected seed >= 0, repeats >= 1 and voxel_mm > 0, "
             f"got {seed}, {repeats} and {size_mm}"
