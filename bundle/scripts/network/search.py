@@ -17,8 +17,8 @@ from .expected_error import ExpectedError, Spread
 from .landmarks import LandmarkNet
 
 # of ``ExpectedError``, by ``scripts.calibrate`` for the shipped weights (docs/performance.md)
-ROTATION_WEIGHTS = (0.771, 0.455, 0.86, 5.083, -0.04, -1.193)
-TRANSLATION_WEIGHTS = (-1.595, 0.069, 0.903, 1.676, -0.634, 0.381)
+ROTATION_WEIGHTS = (0.245, 0.529, 0.601, 5.379, -0.37, -0.951)
+TRANSLATION_WEIGHTS = (-0.084, 0.153, 0.905, 0.714, 0.0, 0.5)
 
 
 class FirstPoses(NamedTuple):
