@@ -193,12 +193,10 @@ def random_cut(
     at_start = random.uniform() < 0.5
     gone = np.cumsum(brain if at_start else brain[::-1]) / brain.sum()
     number = 1 + int(np.argmin(np.abs(gone - lost)))
-    kept = slice(number, None) if at_start else slice(None, -number)
-    index = (*(slice(None),) * axis, kept)
-    affine = source.affine.copy()
-    if at_start:
-        affine[:3, 3] += number * affine[:3, axis]
-    return Volume(source.image[index], affine, source.label[index])
+    kept = [slice(None)] * 3
+    kept[axis] = slice(number, None) if at_start else slice(None, -number)
+    image: Any = nib.Nifti1Image(source.image, source.affine).slicer[tuple(kept)]
+    return Volume(np.asarray(image.dataobj), image.affine, source.label[tuple(kept)])
 
 
 # how a volume is made, and of what voxel size by default; None where it keeps its own

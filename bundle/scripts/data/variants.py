@@ -1,14 +1,4 @@
-"""Variants of a data set: every volume of a section on another grid, its pose in the world kept.
-
-- ``navigator``: coarse and oblique, with the slab that the last slice left, and noise.
-- ``regridded``: the same content, turned and stored left-handed.
-- ``headless``: a navigator of what lies beside the head; nothing is to be found in it.
-- ``cut``: without the slices at one end that show 15 % of the brain.
-
-From the bundle's folder:
-
-    python -m scripts.variants navigator --dataset_dir D --output_dir V --section test
-"""
+"""Variants of a data set, of the kinds that ``regridding.KINDS`` makes, written as a data set."""
 
 from __future__ import annotations
 
