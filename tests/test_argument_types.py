@@ -15,7 +15,8 @@ def test_lists_are_read():
     assert words("") == ()
     assert numbers("20,38.5,-1") == (20.0, 38.5, -1.0)
     assert three_numbers("0,-2.5,1e1") == (0.0, -2.5, 10.0)
-    assert whole_numbers("21,23") == (21, 23)
+    assert whole_numbers("21,23,") == (21, 23)
+    assert whole_numbers("") == ()
 
 
 @pytest.mark.parametrize(

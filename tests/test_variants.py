@@ -16,7 +16,6 @@ from conftest import head_pose, make_affine, rotation_matrix, save_nifti
 from scripts.data import dataset_files
 from scripts.data.datalists import datalist, volumes_in
 from scripts.data.regridding import (
-    KINDS,
     Volume,
     averaged,
     centered_affine,
@@ -26,7 +25,7 @@ from scripts.data.regridding import (
     resampled,
     volume_center_mm,
 )
-from scripts.data.variants import write_variant
+from scripts.data.variants import KINDS, write_variant
 from scripts.variants import main
 
 WITH_HEAD = ["navigator", "regridded"]

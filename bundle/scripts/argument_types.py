@@ -31,8 +31,11 @@ def three_numbers(text: str) -> tuple[float, ...]:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """The whole numbers of ``text``, such as "21,23". ArgumentTypeError for anything else."""
+    """The whole numbers among the ``words`` of ``text``, such as "21,23"; of an empty text none.
+
+    ArgumentTypeError for anything else.
+    """
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in words(text))
     except ValueError:
         raise ArgumentTypeError(f"expected whole numbers such as 21,23, got {text!r}") from None

@@ -4,6 +4,7 @@
 - ``regridded``: the same content, turned and stored left-handed.
 - ``headless``: a navigator of what lies beside the head; nothing is to be found in it.
 - ``cut``: without the slices at one end that show 15 % of the brain.
+- ``distorted``: as EPI at 3 T may show it, shifted, piled up and dark beside air.
 
 From the bundle's folder:
 
@@ -15,8 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .data.regridding import KINDS
-from .data.variants import write_variant
+from .data.variants import KINDS, write_variant
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

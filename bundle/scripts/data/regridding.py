@@ -6,7 +6,7 @@ Content stays at its place in the world.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -58,6 +58,11 @@ def resampled(source: Volume, affine: NDArray, shape: Sequence[int]) -> Volume:
 
     label = None if source.label is None else sample(source.label, 0)
     return Volume(sample(source.image, 1), affine, label)
+
+
+def slice_axis(affine: NDArray) -> int:
+    """Along which slices follow each other: the axis of the largest voxels, of equals the last."""
+    return 2 - int(np.argmax(voxel_sizes(affine).round(3)[::-1]))
 
 
 def averaged(source: Volume, voxel_mm: float) -> Volume:
@@ -181,14 +186,12 @@ def random_cut(
 ) -> Volume:
     """The volume without the slices at one end, either one, that show so much of the brain.
 
-    Slices follow each other along the axis of the largest voxels, the last one of equals. The
-    share ``lost`` of the brain is met as nearly as whole slices do; ``center_mm`` and ``voxel_mm``
-    do not matter. ValueError for a volume whose label shows no brain.
+    The share ``lost`` of the brain is met as nearly as whole slices do; ``center_mm`` and
+    ``voxel_mm`` do not matter. ValueError for a volume whose label shows no brain.
     """
     if source.label is None or not (source.label == BRAIN).any():
         raise ValueError("no label shows the brain, so that nothing tells where to cut")
-    size_mm = voxel_sizes(source.affine).round(3)
-    axis = 2 - int(np.argmax(size_mm[::-1]))
+    axis = slice_axis(source.affine)
     brain = (source.label == BRAIN).sum(axis=tuple({0, 1, 2} - {axis}))
     at_start = random.uniform() < 0.5
     gone = np.cumsum(brain if at_start else brain[::-1]) / brain.sum()
@@ -197,12 +200,3 @@ def random_cut(
     kept[axis] = slice(number, None) if at_start else slice(None, -number)
     image: Any = nib.Nifti1Image(source.image, source.affine).slicer[tuple(kept)]
     return Volume(np.asarray(image.dataobj), image.affine, source.label[tuple(kept)])
-
-
-# how a volume is made, and of what voxel size by default; None where it keeps its own
-KINDS: dict[str, tuple[Callable[..., Volume], float | None]] = {
-    "navigator": (random_navigator, 6.0),
-    "regridded": (random_regridded, 3.5),
-    "headless": (random_headless, 6.0),
-    "cut": (random_cut, None),
-}

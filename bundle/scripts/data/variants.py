@@ -1,4 +1,4 @@
-"""Variants of a data set, of the kinds that ``regridding.KINDS`` makes, written as a data set."""
+"""Variants of a data set, of the kinds of ``KINDS``, written as a data set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,28 @@ from tqdm import tqdm
 from ..labels import check_label
 from .datalists import datalist
 from .dataset_files import DatasetFiles
-from .regridding import KINDS, Volume, volume_center_mm
+from .distortion import random_distorted
+from .regridding import (
+    Volume,
+    random_cut,
+    random_headless,
+    random_navigator,
+    random_regridded,
+    volume_center_mm,
+)
 from .volumes import LoadVolumed
 
 # Raised whenever the same seed gives other volumes, so that old and new ones never mix.
 VERSION = 1
 
+# how a volume is made, and of what voxel size by default; None where it keeps its own
+KINDS: dict[str, tuple[Callable[..., Volume], float | None]] = {
+    "navigator": (random_navigator, 6.0),
+    "regridded": (random_regridded, 3.5),
+    "headless": (random_headless, 6.0),
+    "cut": (random_cut, None),
+    "distorted": (random_distorted, None),
+}
 
 # of an entry, what is no longer true without the head
 OF_THE_HEAD = ("head_to_world", "right_eye_mm", "left_eye_mm")
@@ -44,9 +61,10 @@ def write_variant(
 
     Parameters
     ----------
-    kind : "navigator", "regridded", "headless" or "cut"
+    kind : one of ``KINDS``
     repeats : variants of every volume, named case, case_repeat1, case_repeat2, ...
-    voxel_mm : size of the new voxels; None for 3.5 mm (regridded) or 6 mm. "cut" keeps them.
+    voxel_mm : size of the new voxels; None for 3.5 mm (regridded) or 6 mm. "cut" and
+        "distorted" keep them.
 
     Raises
     ------
