@@ -121,13 +121,20 @@ def test_ball_at_the_densest_place_cuts_a_leak_and_keeps_the_brain():
     assert ball(place[1:], shape, spacing).equal(inside[1:])
 
 
-def test_densest_place_is_that_of_the_mean_over_the_cube():
-    """Against scipy, with zeros outside; also in volumes smaller than the cube of 11 voxels."""
+@pytest.mark.parametrize(
+    ("window_mm", "voxels"), [(44.0, 13), (40.0, 11), (36.0, 11), (22.0, 7), (4.0, 3)]
+)
+def test_densest_place_is_that_of_the_mean_over_the_cube(window_mm, voxels):
+    """In the next larger odd number of voxels; against scipy, with zeros outside.
+
+    Also in volumes smaller than the cube.
+    """
     for shape in ((17, 20, 15), (5, 30, 8), (3, 3, 3)):
         probability = np.random.default_rng(0).random((2, 1, *shape))
-        found, density = densest_place(torch.from_numpy(probability), SPACING_MM, window_mm=40.0)
+        given = torch.from_numpy(probability)
+        found, density = densest_place(given, SPACING_MM, window_mm)
         for k in range(2):
-            dense = ndimage.uniform_filter(probability[k, 0], 11, mode="constant")
+            dense = ndimage.uniform_filter(probability[k, 0], voxels, mode="constant")
             assert dense[tuple(found[k].tolist())] == pytest.approx(dense.max(), rel=1e-9)
             assert density[k].item() == pytest.approx(dense.max(), rel=1e-9)
 

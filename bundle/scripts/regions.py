@@ -40,7 +40,8 @@ def densest_place(
     """Voxel (batch, 3) around which a cube of ``window_mm`` holds the most probability.
 
     ``probability`` is (batch, 1, x, y, z); the cube is the smallest brain, that of 20 weeks, in
-    an odd number of voxels. The second result is the mean probability in that cube (batch,).
+    the next larger odd number of voxels: 52 mm where they measure 4 mm, 56 where they measure 8.
+    The second result is the mean probability in that cube (batch,).
     """
     reach = int(window_mm / spacing_mm / 2 + 0.5)
     taps = 2 * reach + 1

@@ -44,7 +44,7 @@ class HeadPoseNet(nn.Module):
     crop_size : voxels along the side of the crop
     crop_fill : share of the crop's side that the brain fills (0.6 as the authors have it)
     min_brain_ml : a smaller brain mask counts as "no head" (at 20 weeks a brain has about 45 ml)
-    min_density : so does one whose brain is less probable where it is densest (mean over 44 mm,
+    min_density : so does one whose brain is less probable where it is densest (mean over 52 mm,
         product of the localizer's two looks)
     localizer_channels : features of the MONAI BasicUNet that labels brain and eyes: five levels,
         and the last layer
