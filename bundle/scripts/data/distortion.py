@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ..simulation.scene import grid_points
 from ..simulation.shapes import Grid, WaveField
 from .regridding import Volume, slice_axis
 
@@ -32,10 +32,10 @@ def distorted(
     across = np.gradient(field_hz, axis=slice_axis(source.affine))
     signal = source.image * np.abs(np.sinc(across * echo_s))
     shift = field_hz * train_s
-    shown: Any = np.indices(source.image.shape, dtype=np.float64)
-    origin = shown.copy()
+    origin: Any = np.indices(source.image.shape, dtype=np.float64)
+    shown = origin[axis].copy()
     for _ in range(10):  # shifts change slowly: a fixed point
-        origin[axis] = shown[axis] - ndimage.map_coordinates(shift, origin, order=1, mode="nearest")
+        origin[axis] = shown - ndimage.map_coordinates(shift, origin, order=1, mode="nearest")
     spread = np.clip(np.gradient(origin[axis], axis=axis), 0, None)
     image = ndimage.map_coordinates(signal, origin, order=1, mode="grid-constant") * spread
     label = source.label
@@ -48,7 +48,6 @@ def random_distorted(
     source: Volume,
     center_mm: NDArray,
     random: np.random.RandomState,
-    voxel_mm: None = None,
     field_hz: tuple[float, float] = (10.0, 40.0),
     train_s: tuple[float, float] = (0.02, 0.04),
     echo_s: tuple[float, float] = (0.03, 0.06),
@@ -59,12 +58,13 @@ def random_distorted(
     the fields of air in the bowel: none to some (Poisson, mean 1.5) Gaussian spots of 100 to 300 Hz
     of either sign, 15 to 30 mm wide (one standard deviation), 60 to 140 mm from ``center_mm``. The
     centre frequency is that of the 40 mm around it, so the head stays about where it is. All ranges
-    are of uniform distributions; they were chosen, not measured. ``voxel_mm`` does not matter.
+    are of uniform distributions; they were chosen, not measured.
     """
-    shape = source.image.shape
+    i, j, k = source.image.shape
+    grid = Grid(source.affine, (i, j, k))
     waves = WaveField.draw(random, 12, (80.0, 240.0), [random.uniform(*field_hz)])
-    field = waves.on_grid(Grid(source.affine, (shape[0], shape[1], shape[2])), np.eye(4))[0]
-    points = apply_affine(source.affine, np.moveaxis(np.indices(shape), 0, -1))
+    field = waves.on_grid(grid, np.eye(4))[0]
+    points = grid_points(grid.affine, grid.shape)
     for _ in range(random.poisson(1.5)):
         direction = random.normal(size=3)
         direction /= np.linalg.norm(direction)

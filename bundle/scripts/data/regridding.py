@@ -181,13 +181,12 @@ def random_cut(
     source: Volume,
     center_mm: NDArray,
     random: np.random.RandomState,
-    voxel_mm: None = None,
     lost: float = 0.15,
 ) -> Volume:
     """The volume without the slices at one end, either one, that show so much of the brain.
 
-    The share ``lost`` of the brain is met as nearly as whole slices do; ``center_mm`` and
-    ``voxel_mm`` do not matter. ValueError for a volume whose label shows no brain.
+    The share ``lost`` of the brain is met as nearly as whole slices do; ``center_mm`` does
+    not matter. ValueError for a volume whose label shows no brain.
     """
     if source.label is None or not (source.label == BRAIN).any():
         raise ValueError("no label shows the brain, so that nothing tells where to cut")

@@ -138,9 +138,10 @@ def _write_volume(
     number = zlib.crc32(entry["case"].encode())
     sequence = np.random.SeedSequence([parameters["seed"], number, repeat])
     random = np.random.RandomState(np.random.MT19937(sequence))
-    make: Any = KINDS[parameters["kind"]][0]
+    make, size_mm = KINDS[parameters["kind"]][0], parameters["voxel_mm"]
+    sized = {} if size_mm is None else {"voxel_mm": size_mm}
     try:
-        volume: Volume = make(source, center, random, voxel_mm=parameters["voxel_mm"])
+        volume = make(source, center, random, **sized)
     except ValueError as error:
         raise ValueError(f"{entry['image']}: {error}") from error
     return files.write(
