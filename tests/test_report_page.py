@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -90,6 +92,27 @@ def test_names_are_text_and_no_markup(made):
     page = (made / "report.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("lost, kept", [("report.html", "poses.tsv"), ("poses.tsv", "report.html")])
+def test_one_that_cannot_be_written_is_named_and_the_other_is_there(
+    tmp_path, monkeypatch, caplog, lost, kept
+):
+    """As where the page, which is far larger, fills the disk."""
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == lost:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    save_head(tmp_path / "in/a.nii.gz")
+    run(tmp_path / "in", RunFolder(tmp_path / "out"))
+    assert f"{lost} not written: [Errno 28] No space left on device" in caplog.text
+    assert f"{kept} not" not in caplog.text
+    assert (tmp_path / "out" / kept).exists()
+    assert not (tmp_path / "out" / lost).exists()
 
 
 def test_links_lead_to_the_files(made):

@@ -61,20 +61,18 @@ class ReportWriter:
             )
         if "report" not in self.folder.outputs:
             return
-        try:
-            write_report(self.folder)
-        except Exception as error:
-            logger.warning("report.html and poses.tsv not written: %s", error)
+        # each for itself: the table must not go without the page
+        for name, content in (("poses.tsv", _table), ("report.html", report_page)):
+            try:
+                text = content(self.folder.records(), self.folder)
+                with replacing(self.folder.output_dir / name) as partial:
+                    partial.write_text(text, encoding="utf-8")
+            except Exception as error:
+                logger.warning("%s not written: %s", name, error)
 
 
-def write_report(folder: RunFolder) -> None:
-    """Write ``poses.tsv`` and ``report.html`` of what ``folder`` keeps of its cases."""
-    found = folder.records()
-    page = report_page(found, folder)
-    with replacing(folder.output_dir / "poses.tsv") as partial:
-        partial.write_text(pose_table(record for _, record in found), encoding="utf-8")
-    with replacing(folder.output_dir / "report.html") as partial:
-        partial.write_text(page, encoding="utf-8")
+def _table(found: list[tuple[CaseFiles, dict[str, Any]]], folder: RunFolder) -> str:
+    return pose_table(record for _, record in found)
 
 
 def report_page(found: list[tuple[CaseFiles, dict[str, Any]]], folder: RunFolder) -> str:
