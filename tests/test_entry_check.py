@@ -156,6 +156,14 @@ def test_labels_on_another_grid(entry):
     assert "labels must be 0, 1 or 2, got [0, 1, 2, 7]" in one(entry.findings(label=bad))
 
 
+def test_unknown_voxels_are_those_of_a_twin(entry):
+    label = entry.label.copy()
+    label[0, 0, 0] = 255
+    assert "labels must be 0, 1 or 2, got [0, 1, 2, 255]" in one(entry.findings(label=label))
+    entry.more["twin_to_world"] = torch.eye(4)
+    assert not entry.findings(label=label)
+
+
 def test_eyes_and_brain_named_for_each_other(entry):
     swapped = np.array([0, 2, 1], np.uint8)[entry.label]
     assert any("eyes named brain" in f.message for f in entry.findings(label=swapped) if f.error)

@@ -243,6 +243,30 @@ def test_through_an_engine_and_back_from_the_table(evaluator, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["cases.csv"]
 
 
+def test_of_twins_either_head_is_an_answer():
+    """The one that lies nearer; what is not found, or a volume with one head, is as ever."""
+    output = batch("abcd", 0, missed=[2], headless=[3])
+    first, found = output["label"]["head_to_grid"], output["pred"]["head_to_grid"]
+    second = first.clone()
+    second[:, :3, 3] += torch.tensor([80.0, 30.0, -20.0])
+    second[1] = second[3] = torch.nan
+    found[:2, :3, 3] = second[0, :3, 3] + 5.0
+    output["label"]["twin_to_grid"] = second
+    _, true = m.poses(output)
+    assert true[0].equal(second[0])
+    assert true[1:3].equal(first[1:3])
+    assert true[3].isnan().all()
+    found[0, :3, 3] = first[0, :3, 3] + 5.0
+    assert m.poses(output)[1][0].equal(first[0])
+
+
+def test_dice_leaves_out_what_is_unknown():
+    found = torch.tensor([1, 1, 1, 0, 2]).view(1, 1, 5, 1, 1)
+    true = torch.tensor([1, 0, 255, 1, 255]).view(1, 1, 5, 1, 1)
+    assert m.LabelDice(1)(found, true).item() == pytest.approx(0.5)
+    assert m.LabelDice(2)(found, true).isnan().all()
+
+
 def test_true_pose_hides_what_is_no_head():
     target = {"head_to_grid": poses(2, 0), "has_head": torch.tensor([1.0, 0.0])}
     found = m.true_pose(target)

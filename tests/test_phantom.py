@@ -9,8 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import binary_dilation
 
+from scripts.data.datalists import datalist
+from scripts.data.dataset_check import check_dataset
 from scripts.data.dataset_files import DatasetFiles
 from scripts.phantom import (
     Phantom,
@@ -268,6 +271,8 @@ def test_other_bad_arguments(tmp_path: Path) -> None:
         write_dataset(tmp_path / "d", training=-1)
     with pytest.raises(ValueError, match=r"1\.5"):
         write_dataset(tmp_path / "d", headless_share=1.5)
+    with pytest.raises(ValueError, match=r"twin_share .* -0\.5"):
+        write_dataset(tmp_path / "d", twin_share=-0.5)
     assert not (tmp_path / "d").exists()
 
 
@@ -290,6 +295,69 @@ def test_dataset(tmp_path: Path) -> None:
     assert np.linalg.det(pose) == pytest.approx(1)
     subjects = [e["subject"] for s in ("training", "validation", "test") for e in content[s]]
     assert len(set(subjects)) == 4
+
+
+@pytest.fixture(scope="module")
+def twins() -> list[Phantom]:
+    found = []
+    for seed in range(6):
+        sequence = (None, "haste")[seed % 2]
+        generator = PhantomGenerator((20, 36), voxel_mm=(4, 4, 4), sequence=sequence)
+        generator.set_random_state(seed=seed)
+        found.append(generator(twin=True))
+    return found
+
+
+def test_twins_lie_apart_and_the_second_is_unknown(twins: list[Phantom]) -> None:
+    shown = 0
+    for phantom in twins:
+        poses = np.stack([phantom.head_to_world, phantom.twin_to_world])
+        assert np.allclose(poses[1, :3, :3] @ poses[1, :3, :3].T, np.eye(3))
+        values = set(np.unique(phantom.label))
+        assert {0, 1} < values <= {0, 1, 2, 255}
+        shown += 255 in values
+        for value, own, other in ((1, *poses), (255, *poses[::-1])):
+            points = label_points(phantom, value)
+            away, far = (np.linalg.norm(points - pose[:3, 3], axis=1) for pose in (own, other))
+            assert (away < far).all()
+            assert (away < biparietal_mm(phantom.ga_weeks)).all()
+    assert shown >= 4
+
+
+def test_a_twin_looks_like_a_head(twins: list[Phantom]) -> None:
+    """Its brain is as bright as the first one's; what was between them before is not."""
+    ratios = [
+        np.median(phantom.image[phantom.label == 255])
+        / np.median(phantom.image[phantom.label == 1])
+        for phantom in twins
+        if (phantom.label == 255).any()
+    ]
+    assert np.exp(np.abs(np.log(ratios)).mean()) < 1.5
+
+
+def test_a_twin_changes_nothing_of_what_is_drawn_before_it() -> None:
+    generator = PhantomGenerator(voxel_mm=(6, 6, 6))
+    poses = []
+    for twin in (False, True):
+        generator.set_random_state(seed=3)
+        poses.append(generator(twin=twin).head_to_world)
+    assert np.array_equal(*poses)
+
+
+def test_a_twin_needs_a_head() -> None:
+    with pytest.raises(ValueError, match="head=False"):
+        PhantomGenerator()(head=False, twin=True)
+
+
+def test_twins_in_a_dataset(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, 4, 0, 2, headless_share=0.5, twin_share=0.5, **SMALL)
+    content = json.loads(path.read_text())
+    assert content["phantom"]["twin_share"] == 0.5
+    there = [["twin_to_world" in entry for entry in content[s]] for s in ("training", "test")]
+    # every second one, if it has a head
+    assert there == [[False, False, False, False], [False, True]]
+    assert datalist(tmp_path, "test")[1]["twin_to_world"].dtype == torch.float64
+    assert not [finding for finding in check_dataset(tmp_path) if finding.error]
 
 
 def test_a_brain_alone_is_cut_out_where_it_was(tmp_path: Path) -> None:
@@ -325,7 +393,13 @@ def test_a_brain_alone_is_cut_out_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"sequence": "haste"}, {"headless_share": 0.5}, {"voxel_mm": (3, 3, 4)}, {"voxel_mm": None}],
+    [
+        {"sequence": "haste"},
+        {"headless_share": 0.5},
+        {"twin_share": 0.5},
+        {"voxel_mm": (3, 3, 4)},
+        {"voxel_mm": None},
+    ],
 )
 def test_brains_alone_are_cubic_at_rest_and_always_there(tmp_path: Path, other: dict) -> None:
     given = {"headless_share": 0.0, "voxel_mm": (4, 4, 4)} | other
@@ -392,7 +466,7 @@ def test_a_finished_data_set_is_not_written_to(tmp_path: Path) -> None:
 def test_embedded_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     phantom = make_phantom(0, voxel_mm=(10, 10, 10), shape=(4, 4, 4))
 
-    def one_volume(self: PhantomGenerator, head: bool = True) -> Phantom:
+    def one_volume(self: PhantomGenerator, head: bool = True, twin: bool = False) -> Phantom:
         return phantom
 
     monkeypatch.setattr(PhantomGenerator, "__call__", one_volume)

@@ -94,7 +94,9 @@ def test_names_are_text_and_no_markup(made):
     assert "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.parametrize("lost, kept", [("report.html", "poses.tsv"), ("poses.tsv", "report.html")])
+@pytest.mark.parametrize(
+    ("lost", "kept"), [("report.html", "poses.tsv"), ("poses.tsv", "report.html")]
+)
 def test_one_that_cannot_be_written_is_named_and_the_other_is_there(
     tmp_path, monkeypatch, caplog, lost, kept
 ):

@@ -204,6 +204,27 @@ def test_what_is_elsewhere_is_not_in_line(case):
     assert ((d["crop_aligned"][~lost] == 1) == (off < 0.2)).all()
 
 
+def test_a_twin_is_not_called_what_is_no_head(case):
+    """Near its origin nothing is said of a cube; of others the same as without it."""
+    assert case["twin_mm"].isnan().all()
+    options = {**STILL, "elsewhere_prob": 1.0, "spread": 0.9, "crops": 80}
+    alone = crops(case, **options)["crop_aligned"]
+    twin = np.array(case["head_to_world"])
+    twin[:3, 3] += 60.0 * twin[:3, 1]
+    both = HeadLandmarksd()({**case, "twin_to_world": twin.tolist()})
+    offset = in_the_head(case, both["twin_mm"])
+    torch.testing.assert_close(offset, torch.tensor([0.0, 60, 0]).double(), atol=1e-3, rtol=0)
+    found = crops({**case, "twin_mm": both["twin_mm"]}, **options)["crop_aligned"]
+    silent = found.isnan()
+    assert 0 < (silent & (alone == 0)).sum() < 60
+    assert found[~silent].equal(alone[~silent])
+    # where the head itself is called that of the other, it is silent too
+    same = crops({**case, "twin_mm": case["landmarks_mm"][0]}, **options)
+    near = same["crop_point"][:, 0].norm(dim=1) < 0.39
+    assert near.any()
+    assert same["crop_aligned"][near].isnan().all()
+
+
 class Claims(torch.nn.Module):
     """Says of every cube that the landmarks are at these points (3, 3)."""
 

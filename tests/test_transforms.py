@@ -223,6 +223,13 @@ def test_labels_other_than_the_three_are_refused(value):
         label[0, 7, 7, 7] = value  # a single voxel
         with pytest.raises(ValueError, match=rf"must be 0, 1 or 2, got .*{value}"):
             ToWorkingGridd()(d | {"label": MetaTensor(label, affine=affine)})
+        # beside a twin 255 is meant, and nothing else
+        d |= {"label": MetaTensor(label, affine=affine), "twin_to_world": np.eye(4).tolist()}
+        if value == UNKNOWN:
+            assert ToWorkingGridd()(d)["label"].unique().tolist() == [0, 1, 2, UNKNOWN]
+        else:
+            with pytest.raises(ValueError, match=rf"must be 0, 1 or 2, got .*{value}"):
+                ToWorkingGridd()(d)
 
 
 def _write_bad(path, what, volume):
@@ -327,6 +334,20 @@ def test_volume_without_head(pose):
     assert d["has_head"] == 0
     assert torch.equal(d["head_to_grid"], torch.eye(4))
     assert "head_to_world" not in d
+
+
+def test_the_pose_of_a_twin_is_that_of_a_head():
+    alone = HeadToGridd()(grid_entry(head_pose().tolist()))
+    assert alone["twin_to_grid"].isnan().all()
+    other = np.eye(4)
+    other[:3, 3] = 5, 6, 7
+    both = grid_entry(other.tolist(), twin_to_world=head_pose().tolist())
+    d = HeadToGridd()(both)
+    assert d["twin_to_grid"].equal(alone["head_to_grid"])
+    assert d["head_to_grid"].equal(HeadToGridd()(grid_entry(other.tolist()))["head_to_grid"])
+    assert "twin_to_world" not in d
+    with pytest.raises(ValueError, match="twin_to_world of sub-07"):
+        HeadToGridd()(both | {"twin_to_world": (2 * np.eye(4)).tolist(), "subject": "sub-07"})
 
 
 def test_head_outside_of_the_volume():

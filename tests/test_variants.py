@@ -490,6 +490,25 @@ def test_errors_name_the_culprit(dataset, tmp_path):
             make("regridded", dataset, output)
 
 
+def test_twins_keep_both_poses_and_have_nothing_beside_the_head(dataset, tmp_path):
+    content = json.loads((dataset / "dataset.json").read_text())
+    twin = np.eye(4)
+    twin[:3, 3] = 0, 90, 0
+    content["test"][0]["twin_to_world"] = twin.tolist()
+    label = nib.load(dataset / "volumes/a_label.nii")
+    values = np.asanyarray(label.dataobj).copy()
+    values[:6, :6, :6] = 255
+    save_nifti(dataset / "volumes/a_label.nii", values, label.affine)
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    entry = make("regridded", dataset, tmp_path / "variant")["test"][0]
+    assert entry["twin_to_world"] == twin.tolist()
+    found = np.asanyarray(nib.load(tmp_path / "variant" / entry["label"]).dataobj)
+    assert 255 in found
+    assert set(np.unique(found)) == set(np.unique(values))
+    with pytest.raises(ValueError, match=r"a\.nii\.gz shows two heads"):
+        make("headless", dataset, tmp_path / "headless")
+
+
 def test_command_line(dataset, tmp_path, capsys):
     output = tmp_path / "variant"
     arguments = ["--dataset_dir", str(dataset), "--output_dir", str(output)]

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data.datalists import datalist
+from .data.dataset_entries import POSES
 from .data.transforms import HeadToGridd
 from .data.volumes import LoadVolumed, ToWorkingGridd
 from .evaluation.ablation import Variant, changes
@@ -71,11 +72,12 @@ def run(
         raise ValueError(f"{dataset_dir}: no {section} volumes")
     for entry in tqdm(entries, desc="ablation", unit="volume", disable=not progress):
         head = entry["head_to_world"] is not None
-        data: Any = {key: entry[key] for key in ("image", "head_to_world", "subject")}
+        data: Any = {key: entry[key] for key in ("image", *POSES, "subject") if key in entry}
         item = with_pose(to_grid(load(data)))
         volume = item["image"].as_tensor()[None]
         for variant in variants.values():
-            variant.look(volume, item["head_to_grid"] if head else None)
+            pose = item["head_to_grid"] if head else None
+            variant.look(volume, pose, item["twin_to_grid"])
     return variants
 
 

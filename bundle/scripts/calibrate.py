@@ -23,12 +23,13 @@ import torch
 from tqdm import tqdm
 
 from .data.datalists import datalist
+from .data.dataset_entries import POSES
 from .data.transforms import HeadToGridd
 from .data.volumes import LoadVolumed, ToWorkingGridd
 from .evaluation.calibration import WITHIN, Looked, coverage, features_of, fit
 from .evaluation.tables import aligned
 from .export import declared_network
-from .geometry import geodesic_deg
+from .geometry import geodesic_deg, nearer
 from .network.chain import PoseChain
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,11 @@ def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) ->
     for entry in tqdm(datalist(dataset_dir, section), desc=str(dataset_dir), unit="volume"):
         if entry["head_to_world"] is None:
             continue
-        data: Any = {key: entry[key] for key in ("image", "head_to_world", "subject")}
+        data: Any = {key: entry[key] for key in ("image", *POSES, "subject") if key in entry}
         item = with_pose(to_grid(load(data)))
         row, found = features_of(chain, item["image"].as_tensor()[None])
-        pose, truth = found.head_to_grid[0], item["head_to_grid"]
+        pose = found.head_to_grid[0]
+        truth = nearer(pose[None], item["head_to_grid"][None], item["twin_to_grid"][None])[0]
         if torch.isfinite(pose).all() and found.confidence.item() >= LEAST_CONFIDENCE:
             features.append(row)
             degrees.append(geodesic_deg(pose[:3, :3], truth[:3, :3]).item())

@@ -36,8 +36,12 @@ class Status(StrEnum):
         return self in (Status.OK, Status.UNCERTAIN, Status.NO_HEAD)
 
 
-def check_label(label: MetaTensor, image: MetaTensor) -> None:
-    """Raise ValueError, naming the file, for a label on another grid or not of 0, 1, 2."""
+def check_label(label: MetaTensor, image: MetaTensor, twin: bool = False) -> None:
+    """Raise ValueError, naming the file, for a label on another grid or not of 0, 1, 2.
+
+    Of an entry with a ``twin`` 255, unknown, is taken too. Elsewhere it is not: many programs write
+    masks of 0 and 255.
+    """
     name = label.meta.get("filename_or_obj", "label")
     same = label.shape == image.shape and np.allclose(label.affine, image.affine, atol=1e-2)
     if not same:
@@ -47,7 +51,9 @@ def check_label(label: MetaTensor, image: MetaTensor) -> None:
             f"{np.asarray(image.affine).tolist()}"
         )
     values = label.as_tensor()
-    known = (values == 0) | (values == 1) | (values == 2)
+    known = (values == BACKGROUND) | (values == BRAIN) | (values == EYES)
+    if twin:
+        known |= values == UNKNOWN
     if not known.all():
         found = values.unique().tolist()
         raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")

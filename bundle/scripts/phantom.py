@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{section}", type=int, default=DEFAULT_COUNTS[section])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--headless_share", type=float, default=0.05)
+    parser.add_argument("--twin_share", type=float, default=0.0)
     parser.add_argument("--ga_weeks", type=numbers, default=AGE_RANGE_WEEKS, help="such as 20,38")
     parser.add_argument("--contrast", choices=CONTRASTS)
     parser.add_argument("--voxel_mm", type=numbers, help="such as 6,6,6; drawn if not given")

@@ -26,8 +26,9 @@ def datalist(dataset_dir: str | os.PathLike[str], section: str) -> list[dict[str
 
     Every entry gets ``case``, the name of its image, or its path below the folder where several
     have that name, and ``head_to_world`` as a tensor (4, 4) float64, or None for a volume without a
-    head. ``left_eye_mm`` and ``right_eye_mm``, in the head frame, stay where they are given. An
-    empty section gives an empty list. No volume is read: see ``dataset_check``.
+    head. ``twin_to_world``, as it, and ``left_eye_mm`` and ``right_eye_mm``, in the head frame,
+    stay where they are given. An empty section gives an empty list. No volume is read: see
+    ``dataset_check``.
 
     Raises
     ------

@@ -21,7 +21,8 @@ from .transforms import world_pose
 SECTIONS = ("training", "validation", "test")
 EYES_MM = ("left_eye_mm", "right_eye_mm")
 FILES = ("image", "label")
-USED = (*FILES, "head_to_world", "subject", *EYES_MM)
+POSES = ("head_to_world", "twin_to_world")
+USED = (*FILES, *POSES, "subject", *EYES_MM)
 WRITTEN = ("ga_weeks", "contrast")  # by the importers and the phantom, for people
 
 
@@ -101,7 +102,8 @@ def read_entry(
     """An entry with full paths, and what is wrong with it; None where there are errors.
 
     It has ``image``, ``label`` if there is one, ``case``, ``subject``, ``head_to_world``, a tensor
-    (4, 4) float64 or None, and ``left_eye_mm`` and ``right_eye_mm`` in the head frame if given.
+    (4, 4) float64 or None, and, if given, ``twin_to_world``, a tensor like it, and ``left_eye_mm``
+    and ``right_eye_mm`` in the head frame.
     """
     if not isinstance(given, Mapping):
         text = f'expected an object with "image", got {_shown(given)}'
@@ -126,10 +128,15 @@ def read_entry(
     entry["case"] = case_name(entry.get("image", ""))
     entry["subject"] = str(given.get("subject", entry["case"]))
     entry["head_to_world"] = given.get("head_to_world")
-    try:
-        world_pose(entry)  # puts a tensor in its place
-    except (ValueError, TypeError) as error:
-        found.append(Finding(where, str(error)))
+    if given.get("twin_to_world") is not None:
+        entry["twin_to_world"] = given["twin_to_world"]
+        if entry["head_to_world"] is None:
+            found.append(Finding(where, "twin_to_world without head_to_world"))
+    for key in POSES:
+        try:
+            world_pose(entry, key)  # puts a tensor in its place
+        except (ValueError, TypeError) as error:
+            found.append(Finding(where, str(error)))
     for key in EYES_MM:
         if given.get(key) is not None:
             entry[key] = given[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..labels import BACKGROUND, BRAIN, EYES, UNKNOWN
 from .dataset_entries import Finding
 from .label_facts import LabelFacts, grid_of, label_facts
 
@@ -32,7 +33,8 @@ def check_entry(entry: Mapping[str, Any]) -> list[Finding]:
         facts = label_facts(entry["label"]) if "label" in entry else None
     except (ValueError, OSError) as error:
         return [Finding(where, str(error), entry=entry, sections=sections)]
-    found = list(_label(facts, shape, affine)) if facts else []
+    twin = "twin_to_world" in entry
+    found = list(_label(facts, shape, affine, twin)) if facts else []
     pose = entry["head_to_world"]
     if pose is None:
         found += _headless(facts, entry)
@@ -42,8 +44,10 @@ def check_entry(entry: Mapping[str, Any]) -> list[Finding]:
     return [replace(f, where=where, entry=entry, sections=sections) for f in found]
 
 
-def _label(facts: LabelFacts, shape: tuple[int, ...], affine: np.ndarray) -> Iterator[Finding]:
-    if facts.values - {0, 1, 2}:
+def _label(
+    facts: LabelFacts, shape: tuple[int, ...], affine: np.ndarray, twin: bool
+) -> Iterator[Finding]:
+    if facts.values - {BACKGROUND, BRAIN, EYES} - ({UNKNOWN} if twin else set()):
         yield Finding("", f"labels must be 0, 1 or 2, got {sorted(facts.values)[:6]}")
     if facts.shape != shape:
         yield Finding("", f"label of {facts.shape} voxels, image of {shape}")

@@ -45,6 +45,7 @@ def write_dataset(
     brains: str | os.PathLike[str] | None = None,
     brain_weeks: Sequence[int] = (),
     num_workers: int = 2,
+    twin_share: float = 0.0,
 ) -> Path:
     """Write a MONAI datalist of phantoms; return the path of its dataset.json.
 
@@ -58,8 +59,10 @@ def write_dataset(
         "head_to_world" is null.
     ga_weeks, contrast, voxel_mm, sequence, coarsen, brains, brain_weeks : see `PhantomGenerator`.
     brain_only : cut out along the brain, as reconstructions are; takes cubic ``voxel_mm``, no
-        ``sequence`` and a ``headless_share`` of 0.
+        ``sequence`` and no ``headless_share`` or ``twin_share`` but 0.
     num_workers : processes that make volumes.
+    twin_share : share in 0..1 of the volumes that show twins, where they show a head: the second
+        head is "twin_to_world" and 255 in the label.
 
     Raises
     ------
@@ -73,14 +76,17 @@ def write_dataset(
     for section, count in counts.items():
         if count < 0:
             raise ValueError(f"{section} must be 0 or more volumes, got {count}")
-    if not 0 <= headless_share <= 1:
-        raise ValueError(f"headless_share must lie in 0..1, got {headless_share}")
+    for name, share in (("headless_share", headless_share), ("twin_share", twin_share)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in 0..1, got {share}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-    if brain_only and (sequence is not None or headless_share or len(set(voxel_mm or (1, 2))) > 1):
+    shares = headless_share or twin_share
+    if brain_only and (sequence is not None or shares or len(set(voxel_mm or (1, 2))) > 1):
         raise ValueError(
-            "brain_only takes cubic voxel_mm, no sequence and a headless_share of 0, got "
-            f"voxel_mm={voxel_mm}, sequence={sequence!r}, headless_share={headless_share:g}"
+            "brain_only takes cubic voxel_mm, no sequence and shares of 0, got "
+            f"voxel_mm={voxel_mm}, sequence={sequence!r}, headless_share={headless_share:g}, "
+            f"twin_share={twin_share:g}"
         )
     generator = PhantomGenerator(
         ga_weeks,
@@ -103,6 +109,8 @@ def write_dataset(
         parameters.update(sequence=sequence, coarsen=float(coarsen))
     if brain_only:
         parameters.update(brain_only=True)
+    if twin_share:
+        parameters.update(twin_share=float(twin_share))
     if brains is not None:
         where = relative_path(brains, dataset_dir)
         parameters.update(brains=where, brain_weeks=[int(week) for week in brain_weeks])
@@ -113,10 +121,8 @@ def write_dataset(
     with ProcessPoolExecutor(num_workers) as pool:
         jobs = []
         for section, i in todo:
-            share = 0.0 if section == "test" else headless_share
-            # Spread evenly, and independent of the count: every 20th volume for a share of 0.05.
-            headless = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
-            arguments = (files, generator, section, i, not headless)
+            head = section == "test" or not _chosen(i, headless_share)
+            arguments = (files, generator, section, i, head, head and _chosen(i, twin_share))
             jobs.append(pool.submit(_write_volume, *arguments))
         progress_bar = tqdm(jobs, desc="phantom", unit="volume", disable=not progress)
         try:
@@ -126,6 +132,11 @@ def write_dataset(
             pool.shutdown(cancel_futures=True)  # stop soon; what is written stays
             raise
     return files.finish(entries)
+
+
+def _chosen(i: int, share: float) -> bool:
+    """Spread evenly, and independent of the count: every 20th volume for a share of 0.05."""
+    return int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
 
 
 def brain_of(phantom: Phantom, random: np.random.RandomState, border: int = 3) -> Phantom:
@@ -155,7 +166,7 @@ def embedded_dataset(bundle_root: str | os.PathLike[str]) -> str:
 
 
 def _write_volume(
-    files: DatasetFiles, generator: PhantomGenerator, section: str, i: int, head: bool
+    files: DatasetFiles, generator: PhantomGenerator, section: str, i: int, head: bool, twin: bool
 ) -> dict[str, Any]:
     """Write one volume unless it is there; return its entry of the datalist."""
     name = f"phantom_{i:04d}"
@@ -164,7 +175,7 @@ def _write_volume(
         return entry
     sequence = np.random.SeedSequence([files.parameters["seed"], SECTIONS.index(section), i])
     generator.set_random_state(seed=int(sequence.generate_state(1)[0]))
-    phantom = generator(head)
+    phantom = generator(head, twin)
     if files.parameters.get("brain_only"):
         phantom = brain_of(phantom, generator.R)
     pose, right, left = phantom.head_to_world, phantom.right_eye_mm, phantom.left_eye_mm
@@ -177,4 +188,6 @@ def _write_volume(
         "right_eye_mm": None if right is None else right.tolist(),
         "left_eye_mm": None if left is None else left.tolist(),
     }
+    if phantom.twin_to_world is not None:
+        entry["twin_to_world"] = phantom.twin_to_world.tolist()
     return files.write(section, name, entry, phantom.image, phantom.label, phantom.affine)

@@ -46,7 +46,8 @@ class HeadLandmarksd(MapTransform):
 
     ``landmarks_mm`` (3, 3): the brain's centre and the left and right eye, the eyes NaN where the
     label does not show both, unless the entry has ``left_eye_mm`` and ``right_eye_mm`` in the head
-    frame (of a brain cut out of its head, where the eyes would be). ``brain_mm`` (3) and
+    frame (of a brain cut out of its head, where the eyes would be). ``twin_mm`` (3): origin of the
+    entry's ``twin_to_world``, NaN where there is none. ``brain_mm`` (3) and
     ``brain_side_mm`` (): the cube around the label's brain, see ``reference_cube``. For a volume
     without a head all is NaN but the side, which is the typical one. ``spacing_mm`` of the grid: by
     default the volume's affine tells it.
@@ -69,8 +70,11 @@ class HeadLandmarksd(MapTransform):
         pose = world_pose(d)
         landmarks, center = torch.full((3, 3), torch.nan), torch.full((3,), torch.nan)
         side = torch.tensor(TYPICAL_BRAIN_MM / self.fill)
+        spacing_mm = self.spacing_mm or grid_spacing_mm(image)
+        twin, twin_mm = world_pose(d, "twin_to_world"), torch.full((3,), torch.nan)
+        if twin is not None:
+            twin_mm = head_to_grid(image.affine, image.shape[1:], spacing_mm, twin)[:3, 3].float()
         if pose is not None:
-            spacing_mm = self.spacing_mm or grid_spacing_mm(image)
             head = head_to_grid(image.affine, image.shape[1:], spacing_mm, pose)
             landmarks[0] = head[:3, 3]
             landmarks[1:] = _eyes(label, head, spacing_mm)
@@ -79,7 +83,7 @@ class HeadLandmarksd(MapTransform):
                 landmarks[1:] = eyes @ head[:3, :3].T + head[:3, 3]
             cube = reference_cube(label == BRAIN, landmarks[0], spacing_mm, self.fill)
             center, side = cube.center_mm, cube.side_mm
-        d.update(landmarks_mm=landmarks, brain_mm=center, brain_side_mm=side)
+        d.update(landmarks_mm=landmarks, twin_mm=twin_mm, brain_mm=center, brain_side_mm=side)
         return d
 
 
@@ -99,6 +103,7 @@ class Head(NamedTuple):
     landmarks_mm: Tensor  # (3, 3), NaN for unknown ones
     brain_mm: Tensor  # (3,); NaN for a volume without a head
     side_mm: Tensor  # (): of the right cube around the brain
+    twin_mm: Tensor  # (3,): origin of a twin's head, NaN without one
     spacing_mm: float  # of the volume's voxels
 
     def own(self, points: Tensor, warp: Tensor) -> Tensor:
@@ -143,6 +148,9 @@ class TrainingCube(NamedTuple):
             aligned = torch.tensor(0.0)
         elif angle < ALIGNED_DEG and near:
             aligned = torch.tensor(1.0)
+        beside = (head.own(head.twin_mm, self.warp) - middle).norm() / side_mm
+        if beside <= FAR:  # a head, but of the other
+            aligned = torch.tensor(torch.nan)
         if nothing or off > LOST or angle > LOST_DEG:
             point = torch.full_like(point, torch.nan)
         return point, aligned
@@ -238,7 +246,7 @@ class RandHeadCropsd(Randomizable, MapTransform):
         spacing_mm = self.spacing_mm or grid_spacing_mm(d[self.keys[0]])
         axes, origin = head_frame(d, spacing_mm)
         landmarks_mm, brain_mm, side_mm = d["landmarks_mm"], d["brain_mm"], d["brain_side_mm"]
-        head = Head(axes, origin, landmarks_mm, brain_mm, side_mm, spacing_mm)
+        head = Head(axes, origin, landmarks_mm, brain_mm, side_mm, d["twin_mm"], spacing_mm)
         image = d[self.keys[0]].as_tensor().float()
         cubes = [self._draw(image, head) for _ in range(self.crops)]
         shown = [self._show(image, head, cube) for cube in cubes]

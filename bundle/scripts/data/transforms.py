@@ -18,9 +18,10 @@ from .volumes import Data
 class HeadToGridd(MapTransform):
     """Add ``head_to_grid`` (4, 4) float32 and ``has_head`` (1 or 0) from ``head_to_world``.
 
-    To come after every spatial transform, because augmentation leaves its trace in the image's
-    affine. An entry without pose, or with null, is a volume without a head: identity and 0; 0 also
-    where the head's origin lies outside the volume.
+    ``twin_to_grid`` is the same of ``twin_to_world``, NaN where there is none. To come after every
+    spatial transform, because augmentation leaves its trace in the image's affine. An entry without
+    pose, or with null, is a volume without a head: identity and 0; 0 also where the head's origin
+    lies outside the volume.
     ValueError if the pose is not rigid.
 
     >>> from monai.data import MetaTensor
@@ -34,7 +35,7 @@ class HeadToGridd(MapTransform):
     """
 
     def __init__(self, image_key: str = "image", spacing_mm: float = 4.0) -> None:
-        super().__init__(["head_to_world"], allow_missing_keys=True)
+        super().__init__(["head_to_world", "twin_to_world"], allow_missing_keys=True)
         self.image_key, self.spacing_mm = image_key, spacing_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
@@ -48,12 +49,20 @@ class HeadToGridd(MapTransform):
             d["head_to_grid"] = matrix.to(torch.float32)
             half_mm = torch.tensor(image.shape[1:]) * self.spacing_mm / 2
             d["has_head"] = (matrix[:3, 3].abs() <= half_mm).all().float()
-        d.pop("head_to_world", None)  # null does not collate, and the grid's pose has replaced it
+        twin = world_pose(d, "twin_to_world")
+        d["twin_to_grid"] = torch.full((4, 4), torch.nan)
+        if twin is not None:
+            matrix = head_to_grid(image.affine, image.shape[1:], self.spacing_mm, twin)
+            d["twin_to_grid"] = matrix.to(torch.float32)
+        for key in self.keys:  # null does not collate, and the grid's pose has replaced it
+            d.pop(key, None)
         return d
 
 
-def world_pose(entry: MutableMapping[Any, Any]) -> Tensor | None:
+def world_pose(entry: MutableMapping[Any, Any], key: str = "head_to_world") -> Tensor | None:
     """The entry's ``head_to_world`` (4, 4) float64, rigid; None for a volume without a head.
+
+    Or another pose, of another ``key``.
 
     A float64 tensor, as in the entries of ``datalist``, is one that was checked. Lists, as in
     dataset.json, are checked, and the tensor takes their place in the entry.
@@ -67,12 +76,12 @@ def world_pose(entry: MutableMapping[Any, Any]) -> Tensor | None:
     Traceback (most recent call last):
     ValueError: head_to_world of f01: expected a rigid transform with det +1, got det 2.0000 ...
     """
-    pose = entry.get("head_to_world")
+    pose = entry.get(key)
     if pose is None or (isinstance(pose, Tensor) and pose.dtype == torch.float64):
         return pose
     pose = torch.as_tensor(pose, dtype=torch.float64)
-    check_rigid(pose, f"head_to_world of {entry.get('subject', 'an entry')}")
-    entry["head_to_world"] = pose
+    check_rigid(pose, f"{key} of {entry.get('subject', 'an entry')}")
+    entry[key] = pose
     return pose
 
 

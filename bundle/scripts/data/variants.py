@@ -94,6 +94,9 @@ def write_variant(
         for repeat in range(repeats):
             name = entry["case"] + (f"_repeat{repeat}" if repeat else "")
             jobs.append((name, repeat, entry, keys))
+    twins = [entry["image"] for entry in checked if "twin_to_world" in entry]
+    if kind == "headless" and twins:
+        raise ValueError(f"{twins[0]} shows two heads: beside the one may lie the other")
     twice = [name for name, count in Counter(job[0] for job in jobs).items() if count > 1]
     if twice:
         raise ValueError(f"{given}: {section} would give several volumes named {twice}")
@@ -155,5 +158,5 @@ def _load(entry: Any) -> Volume:
     image, affine = data["image"][0].numpy(), np.asarray(data["image"].affine)
     if "label" not in data:
         return Volume(image, affine)
-    check_label(data["label"], data["image"])
+    check_label(data["label"], data["image"], "twin_to_world" in entry)
     return Volume(image, affine, data["label"][0].numpy().astype(np.uint8))

@@ -114,8 +114,8 @@ class ToWorkingGridd(MapTransform):
     spacing_mm : voxel size of the grid
 
     Raises VolumeError ("empty") for an image without contrast, ("unreadable") for one too large for
-    the grid, ValueError for a label whose grid
-    is not the image's or which has values other than 0, 1, 2.
+    the grid, ValueError for a label whose grid is not the image's or which has values other than 0,
+    1, 2, and 255 in an entry with ``twin_to_world``.
 
     >>> affine = torch.diag(torch.tensor([-2.0, 2, 8, 1]))  # left-handed, thick slices
     >>> image = MetaTensor(torch.rand(1, 8, 8, 4), affine=affine)
@@ -146,7 +146,7 @@ class ToWorkingGridd(MapTransform):
         d = self._of_a_size(d)
         image = d[self.image_key]
         if self.label_key and self.label_key in d:
-            check_label(d[self.label_key], image)
+            check_label(d[self.label_key], image, d.get("twin_to_world") is not None)
         # a Gaussian whose width is half of what the coarser grid averages over
         ratio = self.spacing_mm / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
         sigma = 0.5 * np.sqrt(np.clip(ratio**2 - 1, 0, None))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cubes import Cube
-from ..geometry import geodesic_deg, no_head, quaternion_to_rotation
+from ..geometry import geodesic_deg, nearer, no_head, quaternion_to_rotation
 from ..network.chain import PoseChain
 from ..network.search import Corrected, DensestPlace, LandmarkSearch
 
@@ -114,8 +114,13 @@ class Variant:
         self.cubes[-1] += len(given[0])
 
     @torch.no_grad()
-    def look(self, volume: Tensor, head_to_grid: Tensor | None) -> None:
-        """Note what is found in ``volume`` (1, 1, x, y, z), whose true pose is (4, 4) or None."""
+    def look(
+        self, volume: Tensor, head_to_grid: Tensor | None, twin_to_grid: Tensor | None = None
+    ) -> None:
+        """Note what is found in ``volume`` (1, 1, x, y, z), whose true pose is (4, 4) or None.
+
+        ``twin_to_grid`` (4, 4): pose of a second head, which is as good an answer, or NaN.
+        """
         self.cubes.append(0)
         found = self.chain(volume)
         missed = bool(no_head(found))
@@ -123,6 +128,8 @@ class Variant:
             self.headless.append(not missed)
             return
         pose, true = found[0].double(), head_to_grid.double()
+        if twin_to_grid is not None:
+            true = nearer(pose[None], true[None], twin_to_grid[None].double())[0]
         angle = geodesic_deg(pose[:3, :3], true[:3, :3]).item()
         distance = (pose[:3, 3] - true[:3, 3]).norm().item()
         self.errors.append((180.0, math.inf) if missed else (angle, distance))

@@ -17,8 +17,8 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from ..geometry import axis_angles_deg, geodesic_deg, no_head
-from ..labels import BRAIN, EYES
+from ..geometry import axis_angles_deg, geodesic_deg, nearer, no_head
+from ..labels import BRAIN, EYES, UNKNOWN
 
 SUMMARIES = ("median", "mean")
 
@@ -125,6 +125,8 @@ class TranslationError(CaseMetric):
 class LabelDice(CaseMetric):
     """Dice of one label in label maps (batch, 1, x, y, z); NaN where the reference lacks it.
 
+    Voxels that the reference does not know do not count.
+
     >>> found = torch.tensor([0, 1, 1, 0]).view(1, 1, 4, 1, 1)
     >>> true = torch.tensor([0, 1, 0, 0]).view(1, 1, 4, 1, 1)
     >>> LabelDice(1)(found, true), LabelDice(2)(found, true)
@@ -138,7 +140,8 @@ class LabelDice(CaseMetric):
     def _compute_tensor(  # type: ignore[override]
         self, y_pred: Tensor, y: Tensor, **_: Any
     ) -> Tensor:
-        a, b = (y_pred == self.label).flatten(1), (y == self.label).flatten(1)
+        found = (y_pred == self.label) & (y != UNKNOWN)
+        a, b = found.flatten(1), (y == self.label).flatten(1)
         dice = 2 * (a & b).sum(1) / (a.sum(1) + b.sum(1))
         return torch.where(b.any(1), dice, torch.nan).unsqueeze(1)
 
@@ -182,8 +185,13 @@ def true_pose(target: Mapping[str, Tensor]) -> Tensor:
 
 
 def poses(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """(predicted, true) pose of the whole chain, from an engine's output."""
-    return output[CommonKeys.PRED]["head_to_grid"], true_pose(output[CommonKeys.LABEL])
+    """(predicted, true) pose of the whole chain, from an engine's output.
+
+    Of twins the true one is that of the head whose origin lies nearer: either is an answer.
+    """
+    found, target = output[CommonKeys.PRED]["head_to_grid"], output[CommonKeys.LABEL]
+    true = true_pose(target)
+    return found, nearer(found, true, target.get("twin_to_grid", torch.full_like(true, torch.nan)))
 
 
 def reference_crop_poses(output: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,16 @@ class Fetus:
         """(4, 4): the lower trunk's frame, flexed forward at the waist."""
         return rigid(rotation(0, self.curl_deg), np.array([0, 0, -0.52 * self.trunk_mm]))
 
+    def balls_mm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middles (n, 3) in the head frame and radii (n,) of balls about head and trunk, mm."""
+        middle, radii = self.head.bounds_mm
+        waist, hip = 0.52 * self.trunk_mm, self.body_to_head @ self.pelvis_to_body
+        along = np.array([[0, 0, -z, 1] for z in (0.1 * waist, 0.55 * waist, waist)])
+        trunk = [self.body_to_head @ point for point in along]
+        trunk.append(hip @ [0, 0, -0.36 * self.trunk_mm, 1])
+        middles = np.array([middle, *(point[:3] for point in trunk)])
+        return middles, np.array([np.mean(radii), *[1.1 * self.girth] * len(trunk)])
+
     def _draw_limbs(
         self, random: np.random.RandomState
     ) -> list[tuple[Vector, Vector, float, float]]:

@@ -5,7 +5,7 @@ Mother frame: origin at the uterus's centre, +x the mother's right, +y anterior,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,20 +81,20 @@ class Mother:
         canvas: Canvas,
         world_from_mother: np.ndarray,
         tissue: Mapping[str, float],
-        fetus: tuple[Fetus, np.ndarray] | None,
+        fetuses: Sequence[tuple[Fetus, np.ndarray]],
     ) -> None:
         """Lay the mother and her uterus on the canvas.
 
-        `fetus` is the fetus and its world_from_head, which the uterus makes room for.
+        `fetuses`: each with its world_from_head; the uterus makes room for them.
         """
         lumps = self.warp.on_grid(canvas.grid, np.linalg.inv(world_from_mother))[0]
         pose = np.array(world_from_mother)
         pose[:3, :3] = pose[:3, :3] @ self.uterus_turn
-        box = self._uterus_box(canvas, pose, fetus)
+        box = self._uterus_box(canvas, pose, fetuses)
         inner = canvas.in_box(pose, box)
         cavity = ellipsoid(inner.x, inner.y, inner.z, (0, 0, 0), self.uterus_radii_mm)
         cavity += lumps[box]
-        if fetus is not None:
+        for fetus in fetuses:
             cavity = smooth_union(cavity, self._room(canvas, box, fetus), 15.0)
 
         block = canvas.in_box(world_from_mother)
@@ -116,14 +116,13 @@ class Mother:
         self,
         canvas: Canvas,
         world_from_uterus: np.ndarray,
-        fetus: tuple[Fetus, np.ndarray] | None,
+        fetuses: Sequence[tuple[Fetus, np.ndarray]],
     ) -> Box:
-        """Index box around the uterus with the fetus in it, and what bulges over it."""
+        """Index box around the uterus with the fetuses in it, and what bulges over it."""
         grid, margin = canvas.grid, 50.0
         radii = self.uterus_radii_mm + margin
         boxes = [grid.box(world_from_uterus[:3, 3], world_from_uterus[:3, :3] * radii)]
-        if fetus is not None:
-            body, world_from_head = fetus
+        for body, world_from_head in fetuses:
             low = body.body_to_head[:3, 3] - body.body_to_head[:3, 2] * 0.5 * body.trunk_mm
             waist = world_from_head[:3, :3] @ low + world_from_head[:3, 3]
             boxes += [

@@ -137,7 +137,7 @@ def _mother(anatomy: Anatomy, tissue: dict[str, float], grid: Grid) -> Layer:
     canvas = _canvas(grid, 0.0, anatomy.texture)
     # her uterus has room for the fetus as it lies at time 0
     fetus = anatomy.fetus, anatomy.head_to_world
-    anatomy.mother.paint(canvas, anatomy.world_from_mother, tissue, fetus)
+    anatomy.mother.paint(canvas, anatomy.world_from_mother, tissue, [fetus])
     return Layer(canvas.value, None, grid.affine)
 
 

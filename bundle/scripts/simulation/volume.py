@@ -16,6 +16,7 @@ import numpy as np
 from monai.transforms import Randomizable
 from numpy.typing import NDArray
 
+from ..labels import UNKNOWN
 from .anatomy import AGE_RANGE_WEEKS, KNOWN_WEEKS, Head
 from .atlas import Interior, chosen_ages, draw_interior
 from .contrast import CONTRASTS, DRAWN, acquire, draw_intensities, sensitivity
@@ -40,9 +41,10 @@ MAX_STACK_VOXELS = 7_000_000
 class Phantom:
     """One synthetic volume and its truth.
 
-    image (i, j, k) int16; label (i, j, k) uint8: 0 background, 1 brain, 2 eyes; affine (4, 4)
-    voxel to world; head_to_world (4, 4) rigid, or None without a head; right_eye_mm and
-    left_eye_mm (3,) in the head frame, None without a head.
+    image (i, j, k) int16; label (i, j, k) uint8: 0 background, 1 brain, 2 eyes, 255 brain and eyes
+    of a twin; affine (4, 4) voxel to world; head_to_world (4, 4) rigid, or None without a head;
+    right_eye_mm and left_eye_mm (3,) in the head frame, None without a head; twin_to_world (4, 4)
+    as head_to_world, of the twin's head, None without a twin.
     """
 
     image: NDArray[np.int16]
@@ -53,6 +55,7 @@ class Phantom:
     right_eye_mm: NDArray[np.float64] | None
     left_eye_mm: NDArray[np.float64] | None
     contrast: str
+    twin_to_world: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -136,9 +139,16 @@ class PhantomGenerator(Randomizable):
         self.voxel_mm = voxel_mm
         self.shape = shape
 
-    def __call__(self, head: bool = True) -> Phantom:
-        """A new phantom; without `head` the uterus is empty and the label all 0."""
+    def __call__(self, head: bool = True, twin: bool = False) -> Phantom:
+        """A new phantom; without `head` the uterus is empty and the label all 0.
+
+        With `twin` a second fetus of the same age lies beside the first, with a brain of the
+        phantom's own. ValueError for a twin without a head.
+        """
+        if twin and not head:
+            raise ValueError("a twin lies beside a fetus with a head, got head=False")
         anatomy = self.draw_anatomy()
+        second = [self._beside(anatomy)] if twin else []
         mother, world_from_mother = anatomy.mother, anatomy.world_from_mother
         fetus, head_to_world, texture = anatomy.fetus, anatomy.head_to_world, anatomy.texture
         shape, ga_weeks = fetus.head, anatomy.ga_weeks
@@ -161,21 +171,26 @@ class PhantomGenerator(Randomizable):
         label = np.zeros(grid.shape, np.uint8)
         # Half of the volumes without a head show a trunk and limbs.
         body = head or self.R.uniform() < 0.5
-        mother.paint(canvas, world_from_mother, tissue, (fetus, head_to_world) if body else None)
-        if body:
-            fetus.paint(canvas, head_to_world, tissue)
+        fetuses = [*second, (fetus, head_to_world)] if body else []
+        mother.paint(canvas, world_from_mother, tissue, fetuses)
+        for one, pose in fetuses:
+            one.paint(canvas, pose, tissue)
         gain = np.ones(grid.shape[2], np.float32)
         interior = None
         if head and self.brains:
             interior = draw_interior(self.R, self.brains, shape, contrast, tissue)
-        if head and sequence is None:
-            _paint_head(canvas, label, fetus, head_to_world, tissue, texture, interior)
-        elif head:
-            motion = draw_motion(self.R, grid.shape[2], _slices_with(grid, head_to_world, shape))
-            gain = motion.gain.astype(np.float32)
-            _paint_moving_head(
-                canvas, label, fetus, head_to_world, motion, tissue, texture, interior
-            )
+        for one, pose in fetuses if head else []:
+            first = one is fetus
+            marks = label if first else np.zeros_like(label)
+            inside = interior if first else None
+            if sequence is None:
+                _paint_head(canvas, marks, one, pose, tissue, texture, inside)
+            else:
+                motion = draw_motion(self.R, grid.shape[2], _slices_with(grid, pose, one.head))
+                gain = motion.gain.astype(np.float32)  # of a stack: the first's, which comes last
+                _paint_moving_head(canvas, marks, one, pose, motion, tissue, texture, inside)
+            if not first:
+                label[marks > 0] = UNKNOWN
         voids = contrast != "t2" and sequence is None
         coil = sensitivity(self.R, grid, world_from_mother[:3, 1], aim, voids)
         image = acquire(self.R, canvas.value * gain, grid, coil)
@@ -191,6 +206,7 @@ class PhantomGenerator(Randomizable):
             right_eye_mm=shape.eyes_mm[0] if head else None,
             left_eye_mm=shape.eyes_mm[1] if head else None,
             contrast=contrast,
+            twin_to_world=second[0][1] if second else None,
         )
 
     def draw_anatomy(self) -> Anatomy:
@@ -218,6 +234,33 @@ class PhantomGenerator(Randomizable):
         offset = away * self.R.uniform(0.4, 1.1) + self.R.normal(scale=0.3, size=3)
         offset /= max(1.0, float(np.linalg.norm(offset)))
         return rigid(turn, world_from_mother[:3, 3] + uterus @ (free * offset))
+
+    def _beside(self, anatomy: Anatomy) -> tuple[Fetus, NDArray[np.float64]]:
+        """A second fetus and its head_to_world: any way round, close to the first.
+
+        Between them are 2-15 mm of fluid at least. Of 16 directions that in which its head comes to
+        lie nearest to the uterus's centre.
+        """
+        twin = Fetus.draw(self.R, Head.draw(self.R, anatomy.ga_weeks))
+        turn = random_rotation(self.R)
+        apart_mm = self.R.uniform(2, 15)
+        directions = self.R.normal(size=(16, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        centre = anatomy.world_from_mother[:3, 3]
+        first = anatomy.head_to_world
+        (own, own_mm), (others, others_mm) = anatomy.fetus.balls_mm(), twin.balls_mm()
+        own = own @ first[:3, :3].T
+        others = others @ turn.T
+        least = own_mm[:, None] + others_mm + apart_mm
+        free = []
+        for direction in directions:
+            for step in range(2, 600, 2):
+                between = others[None] + step * direction - own[:, None]
+                if (np.linalg.norm(between, axis=2) >= least).all():
+                    break
+            free.append(first[:3, 3] + step * direction)
+        place = min(free, key=lambda point: float(np.linalg.norm(point - centre)))
+        return twin, rigid(turn, place)
 
     def _draw_grid(
         self,

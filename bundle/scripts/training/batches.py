@@ -22,8 +22,8 @@ class HeadInputs(NamedTuple):
 class PrepareHeadBatch(PrepareBatch):
     """Volumes, targets and the cubes around the reference brains, from a batch of training data.
 
-    Gives ``image``; ``label``, ``head_to_grid``, ``has_head`` and the targets of the landmarks as
-    one dictionary; and ``HeadInputs``.
+    Gives ``image``; ``label``, ``head_to_grid``, ``twin_to_grid``, ``has_head`` and the targets of
+    the landmarks as one dictionary; and ``HeadInputs``.
     """
 
     def __call__(  # type: ignore[override]
@@ -37,6 +37,8 @@ class PrepareHeadBatch(PrepareBatch):
             return torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
 
         target = {key: move(key) for key in ("label", "head_to_grid", "has_head")}
+        if "twin_to_grid" in batchdata:
+            target["twin_to_grid"] = move("twin_to_grid")
         cube, shown = along_grid(move("center_mm")[:, None], move("side_mm")[:, None]), None
         if "crop" in batchdata:
             shown, cube_target = _cubes(move)
