@@ -43,9 +43,10 @@ train: setup
 
 # The recipe of the shipped weights: all parts on the phantom, then on public fetal EPI and the
 # phantom together, then each part alone on all that there is: EPI, phantoms of every sequence and
-# age, brains of an atlas. FETAL_ALIGN is a clone of https://github.com/mu40/fetal-align, ATLAS the
-# folders of the spina bifida atlas (Fidon et al. 2021). A run that was stopped goes on at the target
-# that was not finished. MIXED_PRECISION=False is faster on processors without bfloat16.
+# age, brains of an atlas; the localizer on navigators of small heads and on headless volumes too.
+# FETAL_ALIGN is a clone of https://github.com/mu40/fetal-align, ATLAS the folders of the spina bifida
+# atlas (Fidon et al. 2021). A run that was stopped goes on at the target that was not finished.
+# MIXED_PRECISION=False is faster on processors without bfloat16.
 MIXED_PRECISION ?= True
 WEIGHTS := $(OUTPUT)/weights
 TRAINING := $(BIN)/python -m monai.bundle run training --mixed_precision $(MIXED_PRECISION)
@@ -53,9 +54,12 @@ MIXTURE := 'configs/train.json','configs/mixture.json'
 BOTH := --dataset_dir $(WEIGHTS)/stacks --phantom_dir $(WEIGHTS)/phantom
 ALL := --dataset_dirs "['$(WEIGHTS)/stacks','$(WEIGHTS)/phantom','$(WEIGHTS)/varied','$(WEIGHTS)/brains','$(WEIGHTS)/young','$(WEIGHTS)/young_epi','$(WEIGHTS)/atlas']" \
 	--shares "[0.28,0.13,0.16,0.22,0.06,0.06,0.09]"
+FOR_LOCALIZER := --dataset_dirs "['$(WEIGHTS)/stacks','$(WEIGHTS)/phantom','$(WEIGHTS)/nav','$(WEIGHTS)/young_epi','$(WEIGHTS)/young_nav','$(WEIGHTS)/young_varied','$(WEIGHTS)/young','$(WEIGHTS)/varied','$(WEIGHTS)/brains','$(WEIGHTS)/atlas','$(WEIGHTS)/headless']" \
+	--shares "[0.22,0.07,0.08,0.06,0.18,0.05,0.05,0.12,0.08,0.05,0.04]"
 # of the atlas the ages that are trained on; the odd ones test
 BRAINS := --brains $(abspath $(ATLAS)) --brain_weeks 22,24,26,28,30,32,34
 PHANTOM := $(BIN)/python -m scripts.phantom --test 0
+VARIANT := $(BIN)/python -m scripts.variants
 weights: $(WEIGHTS)/model.pt
 
 $(WEIGHTS)/.data: $(VENV)/.done
@@ -67,12 +71,17 @@ $(WEIGHTS)/.data: $(VENV)/.done
 		--sequence varied --coarsen 2 $(BRAINS)
 	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young --seed 22 --training 160 --validation 0 \
 		--sequence varied --coarsen 2 --ga_weeks 18,23 $(BRAINS)
-	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young_epi --seed 23 --training 120 --validation 0 \
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young_epi --seed 23 --training 240 --validation 0 \
 		--ga_weeks 18,23
+	cd bundle && $(PHANTOM) --dataset_dir $(WEIGHTS)/young_varied --seed 64 --training 80 --validation 0 \
+		--sequence varied --coarsen 2 --ga_weeks 18,23
 	cd bundle && $(BIN)/python -m scripts.datasets fetal_align \
 		--source $(abspath $(FETAL_ALIGN)) --dataset_dir $(WEIGHTS)/stacks
 	cd bundle && $(BIN)/python -m scripts.datasets brain_atlas --source $(abspath $(ATLAS)) \
 		--dataset_dir $(WEIGHTS)/atlas --test_weeks 21,23,25,27,29,31,33
+	cd bundle && $(VARIANT) navigator --section training --dataset_dir $(WEIGHTS)/phantom --output_dir $(WEIGHTS)/nav
+	cd bundle && $(VARIANT) headless --section training --dataset_dir $(WEIGHTS)/phantom --output_dir $(WEIGHTS)/headless
+	cd bundle && $(VARIANT) navigator --section training --dataset_dir $(WEIGHTS)/young_epi --output_dir $(WEIGHTS)/young_nav --repeats 2
 	touch $@
 
 $(WEIGHTS)/base/model.pt: $(WEIGHTS)/.data
@@ -84,7 +93,7 @@ $(WEIGHTS)/both/model.pt: $(WEIGHTS)/base/model.pt
 		--epochs 94 --val_interval 94 --rotation_lr 0.012 --init_path $< --output_dir $(@D)
 
 $(WEIGHTS)/localizer/model.pt: $(WEIGHTS)/both/model.pt
-	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(ALL) \
+	cd bundle && $(TRAINING) --config_file "[$(MIXTURE),'configs/localizer.json']" $(FOR_LOCALIZER) \
 		--samples_per_epoch 400 --epochs 60 --val_interval 60 --localizer_lr 0.002 \
 		--init_path $< --output_dir $(@D)
 
