@@ -325,7 +325,7 @@ def test_twins_lie_apart_and_the_second_is_unknown(twins: list[Phantom]) -> None
 
 
 def test_a_twin_looks_like_a_head(twins: list[Phantom]) -> None:
-    """Its brain is as bright as the first one's; what was between them before is not."""
+    """Its brain is about as bright as the first one's."""
     ratios = [
         np.median(phantom.image[phantom.label == 255])
         / np.median(phantom.image[phantom.label == 1])

@@ -17,7 +17,6 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from monai.bundle import ConfigParser
@@ -25,7 +24,6 @@ from torch import nn
 from tqdm import tqdm
 
 from .data.datalists import datalist
-from .data.dataset_entries import POSES
 from .data.transforms import HeadToGridd
 from .data.volumes import LoadVolumed, ToWorkingGridd
 from .evaluation.ablation import Variant, changes
@@ -72,11 +70,10 @@ def run(
         raise ValueError(f"{dataset_dir}: no {section} volumes")
     for entry in tqdm(entries, desc="ablation", unit="volume", disable=not progress):
         head = entry["head_to_world"] is not None
-        data: Any = {key: entry[key] for key in ("image", *POSES, "subject") if key in entry}
-        item = with_pose(to_grid(load(data)))
+        item = with_pose(to_grid(load(entry)))
         volume = item["image"].as_tensor()[None]
+        pose = item["head_to_grid"] if head else None
         for variant in variants.values():
-            pose = item["head_to_grid"] if head else None
             variant.look(volume, pose, item["twin_to_grid"])
     return variants
 

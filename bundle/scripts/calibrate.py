@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from .data.datalists import datalist
-from .data.dataset_entries import POSES
 from .data.transforms import HeadToGridd
 from .data.volumes import LoadVolumed, ToWorkingGridd
 from .evaluation.calibration import WITHIN, Looked, coverage, features_of, fit
@@ -49,11 +48,10 @@ def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) ->
     for entry in tqdm(datalist(dataset_dir, section), desc=str(dataset_dir), unit="volume"):
         if entry["head_to_world"] is None:
             continue
-        data: Any = {key: entry[key] for key in ("image", *POSES, "subject") if key in entry}
-        item = with_pose(to_grid(load(data)))
+        item = with_pose(to_grid(load(entry)))
         row, found = features_of(chain, item["image"].as_tensor()[None])
         pose = found.head_to_grid[0]
-        truth = nearer(pose[None], item["head_to_grid"][None], item["twin_to_grid"][None])[0]
+        truth = nearer(pose, item["head_to_grid"], item["twin_to_grid"])
         if torch.isfinite(pose).all() and found.confidence.item() >= LEAST_CONFIDENCE:
             features.append(row)
             degrees.append(geodesic_deg(pose[:3, :3], truth[:3, :3]).item())

@@ -232,19 +232,20 @@ def no_head(pose: Tensor) -> Tensor:
 
 
 def nearer(found: Tensor, pose: Tensor, other: Tensor) -> Tensor:
-    """Of two poses (batch, 4, 4) that whose origin lies nearer to that of ``found``.
+    """Of two poses (..., 4, 4) that whose origin lies nearer to that of ``found``.
 
     ``pose`` where one of the others is NaN.
 
-    >>> here, there = torch.eye(4)[None], torch.eye(4)[None].clone()
-    >>> there[0, :3, 3] = torch.tensor([90.0, 0, 0])
-    >>> nearer(there + 1.0, here, there)[0, :3, 3], nearer(here, here, there * torch.nan)[0, :3, 3]
+    >>> here, there = torch.eye(4), torch.eye(4)
+    >>> there[:3, 3] = torch.tensor([90.0, 0, 0])
+    >>> nearer(there + 1.0, here, there)[:3, 3], nearer(here, here, there * torch.nan)[:3, 3]
     (tensor([90.,  0.,  0.]), tensor([0., 0., 0.]))
     """
     away, beside = (
-        torch.linalg.vector_norm(found[:, :3, 3] - one[:, :3, 3], dim=1) for one in (pose, other)
+        torch.linalg.vector_norm(found[..., :3, 3] - one[..., :3, 3], dim=-1)
+        for one in (pose, other)
     )
-    return torch.where((beside < away).view(-1, 1, 1), other, pose)
+    return torch.where((beside < away)[..., None, None], other, pose)
 
 
 def invert_rigid(a_to_b: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class Variant:
             return
         pose, true = found[0].double(), head_to_grid.double()
         if twin_to_grid is not None:
-            true = nearer(pose[None], true[None], twin_to_grid[None].double())[0]
+            true = nearer(pose, true, twin_to_grid.double())
         angle = geodesic_deg(pose[:3, :3], true[:3, :3]).item()
         distance = (pose[:3, 3] - true[:3, 3]).norm().item()
         self.errors.append((180.0, math.inf) if missed else (angle, distance))

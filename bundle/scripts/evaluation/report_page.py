@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -61,10 +62,11 @@ class ReportWriter:
             )
         if "report" not in self.folder.outputs:
             return
+        records = cache(self.folder.records)  # which reads all of them
         # each for itself: the table must not go without the page
         for name, content in (("poses.tsv", _table), ("report.html", report_page)):
             try:
-                text = content(self.folder.records(), self.folder)
+                text = content(records(), self.folder)
                 with replacing(self.folder.output_dir / name) as partial:
                     partial.write_text(text, encoding="utf-8")
             except Exception as error:

@@ -246,20 +246,16 @@ class PhantomGenerator(Randomizable):
         apart_mm = self.R.uniform(2, 15)
         directions = self.R.normal(size=(16, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        centre = anatomy.world_from_mother[:3, 3]
         first = anatomy.head_to_world
         (own, own_mm), (others, others_mm) = anatomy.fetus.balls_mm(), twin.balls_mm()
-        own = own @ first[:3, :3].T
-        others = others @ turn.T
+        own, others = own @ first[:3, :3].T, others @ turn.T
+        moved = np.arange(2, 600, 2)[:, None] * directions[:, None]  # (directions, steps, 3)
+        between = others + moved[:, :, None, None] - own[:, None]
         least = own_mm[:, None] + others_mm + apart_mm
-        free = []
-        for direction in directions:
-            for step in range(2, 600, 2):
-                between = others[None] + step * direction - own[:, None]
-                if (np.linalg.norm(between, axis=2) >= least).all():
-                    break
-            free.append(first[:3, 3] + step * direction)
-        place = min(free, key=lambda point: float(np.linalg.norm(point - centre)))
+        clear = (np.linalg.norm(between, axis=-1) >= least).all(axis=(2, 3))
+        free = first[:3, 3] + moved[np.arange(len(moved)), clear.argmax(axis=1)]
+        off_mm = np.linalg.norm(free - anatomy.world_from_mother[:3, 3], axis=1)
+        place = free[off_mm.argmin()]
         return twin, rigid(turn, place)
 
     def _draw_grid(
