@@ -21,11 +21,8 @@ from pathlib import Path
 import numpy as np
 from monai.bundle import ConfigParser
 from torch import nn
-from tqdm import tqdm
 
-from .data.datalists import datalist
-from .data.transforms import HeadToGridd
-from .data.volumes import LoadVolumed, ToWorkingGridd
+from .data.posed_volumes import posed_volumes
 from .evaluation.ablation import Variant, changes
 from .evaluation.drawing import LARGE_ERROR_DEG
 from .evaluation.tables import aligned, quantile
@@ -62,19 +59,9 @@ def run(
     chain = network.plain()
     other = None if plain_cnn is None else trained_rotation(plain_cnn)
     variants = {name: Variant(chain, change) for name, change in changes(other).items()}
-    load = LoadVolumed("image")
-    to_grid = ToWorkingGridd(label_key=None, spacing_mm=chain.spacing_mm)
-    with_pose = HeadToGridd(spacing_mm=chain.spacing_mm)
-    entries = datalist(dataset_dir, section)
-    if not entries:
-        raise ValueError(f"{dataset_dir}: no {section} volumes")
-    for entry in tqdm(entries, desc="ablation", unit="volume", disable=not progress):
-        head = entry["head_to_world"] is not None
-        item = with_pose(to_grid(load(entry)))
-        volume = item["image"].as_tensor()[None]
-        pose = item["head_to_grid"] if head else None
+    for volume, pose, twin in posed_volumes(dataset_dir, section, chain.spacing_mm, progress):
         for variant in variants.values():
-            variant.look(volume, pose, item["twin_to_grid"])
+            variant.look(volume, pose, twin)
     return variants
 
 

@@ -20,11 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from .data.datalists import datalist
-from .data.transforms import HeadToGridd
-from .data.volumes import LoadVolumed, ToWorkingGridd
+from .data.posed_volumes import posed_volumes
 from .evaluation.calibration import WITHIN, Looked, coverage, features_of, fit
 from .evaluation.tables import aligned
 from .export import declared_network
@@ -41,17 +38,13 @@ def look(chain: PoseChain, dataset_dir: str | os.PathLike[str], section: str) ->
 
     ValueError, naming the data set, where none is.
     """
-    load = LoadVolumed("image")
-    to_grid = ToWorkingGridd(label_key=None, spacing_mm=chain.spacing_mm)
-    with_pose = HeadToGridd(spacing_mm=chain.spacing_mm)
     features, degrees, mm = [], [], []
-    for entry in tqdm(datalist(dataset_dir, section), desc=str(dataset_dir), unit="volume"):
-        if entry["head_to_world"] is None:
+    for volume, true, twin in posed_volumes(dataset_dir, section, chain.spacing_mm):
+        if true is None:
             continue
-        item = with_pose(to_grid(load(entry)))
-        row, found = features_of(chain, item["image"].as_tensor()[None])
+        row, found = features_of(chain, volume)
         pose = found.head_to_grid[0]
-        truth = nearer(pose, item["head_to_grid"], item["twin_to_grid"])
+        truth = nearer(pose, true, twin)
         if torch.isfinite(pose).all() and found.confidence.item() >= LEAST_CONFIDENCE:
             features.append(row)
             degrees.append(geodesic_deg(pose[:3, :3], truth[:3, :3]).item())

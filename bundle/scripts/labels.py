@@ -36,12 +36,20 @@ class Status(StrEnum):
         return self in (Status.OK, Status.UNCERTAIN, Status.NO_HEAD)
 
 
-def check_label(label: MetaTensor, image: MetaTensor, twin: bool = False) -> None:
-    """Raise ValueError, naming the file, for a label on another grid or not of 0, 1, 2.
+def label_values(twin: bool = False) -> frozenset[int]:
+    """Values that a label map may have.
 
-    Of an entry with a ``twin`` 255, unknown, is taken too. Elsewhere it is not: many programs write
-    masks of 0 and 255.
+    Of an entry with a ``twin`` 255, unknown, too. Elsewhere not: many programs write masks of 0 and
+    255.
+
+    >>> sorted(label_values(twin=True) - label_values())
+    [255]
     """
+    return frozenset([BACKGROUND, BRAIN, EYES] + [UNKNOWN] * twin)
+
+
+def check_label(label: MetaTensor, image: MetaTensor, twin: bool = False) -> None:
+    """Raise ValueError, naming the file, for a label on another grid or of other `label_values`."""
     name = label.meta.get("filename_or_obj", "label")
     same = label.shape == image.shape and np.allclose(label.affine, image.affine, atol=1e-2)
     if not same:
@@ -51,9 +59,6 @@ def check_label(label: MetaTensor, image: MetaTensor, twin: bool = False) -> Non
             f"{np.asarray(image.affine).tolist()}"
         )
     values = label.as_tensor()
-    known = (values == BACKGROUND) | (values == BRAIN) | (values == EYES)
-    if twin:
-        known |= values == UNKNOWN
-    if not known.all():
+    if not np.isin(values.numpy(), list(label_values(twin))).all():
         found = values.unique().tolist()
         raise ValueError(f"{name}: labels must be 0, 1 or 2, got {found}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import BACKGROUND, BRAIN, EYES, UNKNOWN
+from ..labels import label_values
 from .dataset_entries import Finding
 from .label_facts import LabelFacts, grid_of, label_facts
 
@@ -47,7 +47,7 @@ def check_entry(entry: Mapping[str, Any]) -> list[Finding]:
 def _label(
     facts: LabelFacts, shape: tuple[int, ...], affine: np.ndarray, twin: bool
 ) -> Iterator[Finding]:
-    if facts.values - {BACKGROUND, BRAIN, EYES} - ({UNKNOWN} if twin else set()):
+    if facts.values - label_values(twin):
         yield Finding("", f"labels must be 0, 1 or 2, got {sorted(facts.values)[:6]}")
     if facts.shape != shape:
         yield Finding("", f"label of {facts.shape} voxels, image of {shape}")

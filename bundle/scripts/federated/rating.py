@@ -67,10 +67,11 @@ def rate(
     """
     output = Path(output_dir) / section
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:  # starts what it needs
         jobs = [
-            pool.submit(_rate_site, name, os.fspath(path), dict(models), output, section)
+            pool.submit(_rate_site, name, os.fspath(path), todo, output, section)
             for name, path in site_files.items()
+            if (todo := _not_rated(name, models, output))
         ]
         for job in tqdm(jobs, desc=f"rating on {section}", unit="site"):
             job.result()
@@ -83,10 +84,6 @@ def _rate_site(
     output: Path,
     section: str,
 ) -> None:
-    todo = {model: output / model / f"{name}.csv" for model in models}
-    todo = {model: path for model, path in todo.items() if not _is_newer(path, models[model])}
-    if not todo:
-        return
     torch.set_num_threads(1)
     own = output / f".{name}"
     settings: dict[str, Any] = {
@@ -108,13 +105,28 @@ def _rate_site(
     logging.getLogger("ignite").setLevel(logging.WARNING)
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     network = workflow.parser.get_parsed_content("network")
-    for model, path in todo.items():
-        load_weights(network, models[model])
+    for model, weights in models.items():
+        load_weights(network, weights)
         evaluator.run()
-        with replacing(path) as partial:
+        with replacing(_rating_file(name, model, output)) as partial:
             shutil.copyfile(own / "cases.csv", partial)
     shutil.rmtree(own)
 
 
-def _is_newer(path: Path, model: str | os.PathLike[str]) -> bool:
-    return path.exists() and path.stat().st_mtime >= Path(model).stat().st_mtime
+def _not_rated(
+    name: str, models: Mapping[str, str | os.PathLike[str]], output: Path
+) -> dict[str, str | os.PathLike[str]]:
+    """The models whose file for this site is missing, or older than they are."""
+
+    def is_newer(path: Path, model: str | os.PathLike[str]) -> bool:
+        return path.exists() and path.stat().st_mtime >= Path(model).stat().st_mtime
+
+    return {
+        model: weights
+        for model, weights in models.items()
+        if not is_newer(_rating_file(name, model, output), weights)
+    }
+
+
+def _rating_file(name: str, model: str, output: Path) -> Path:
+    return output / model / f"{name}.csv"
