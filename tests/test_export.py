@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import subprocess
 import sys
 
-import coverage
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -172,49 +170,34 @@ with torch.no_grad():
 """
 
 
-@contextlib.contextmanager
-def unmeasured():
-    """Line coverage makes torch's tracing several times slower; ``no_cover`` spares tests only."""
-    measuring = coverage.Coverage.current()
-    if measuring:
-        measuring.stop()
-    yield
-    if measuring:
-        measuring.start()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A folder, TorchScript and torch.export of a small chain, volumes, and what it gives."""
-    folder = tmp_path_factory.mktemp("exported")
-    net = tiny_chain()
-    with unmeasured():
-        script, program = torch.jit.script(net), export_program(net)
-    given = volumes(folder)
+# line coverage makes tracing slower
+@pytest.mark.no_cover
+@pytest.mark.parametrize(
+    ("name", "sure_deg"),
+    [
+        ("model.ts", 180.0),
+        ("model.pt2", None),
+        pytest.param("model.pt2", 180.0, marks=pytest.mark.slow),
+    ],
+)
+def test_exported_files_work_without_this_code(name, sure_deg, tmp_path):
+    """Of torch.export one pass: with the second one it takes minutes."""
+    net, given, path = tiny_chain(sure_deg), volumes(tmp_path / "volumes"), tmp_path / name
     with torch.no_grad():
         expected = [net(volume) for volume in given]
-    return folder, script, program, given, expected
-
-
-@pytest.mark.no_cover
-@pytest.mark.parametrize("name", ["model.ts", "model.pt2"])
-def test_exported_files_work_without_this_code(exported, name):
-    folder, script, program, given, expected = exported
     if name.endswith("ts"):
-        torch.jit.save(script, folder / name)
+        torch.jit.save(torch.jit.script(net), path)
     else:
-        write_pt2(program, folder / name)
-    torch.save(given, folder / "data.pt")
-    subprocess.run(
-        [sys.executable, "-c", LOADED, str(folder / name), str(folder / "data.pt")],
-        check=True,
-        cwd=folder,
-    )
-    found = torch.load(folder / "data.pt")
+        write_pt2(export_program(net), path)
+    torch.save(given, tmp_path / "data.pt")
+    command = [sys.executable, "-c", LOADED, str(path), str(tmp_path / "data.pt")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "data.pt")
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert_same(a, b)
     assert any(not pose.isnan().any() for pose in found)
+    assert any(pose.isnan().any() for pose in found)
 
 
 @pytest.mark.no_cover

@@ -55,15 +55,15 @@ def test_one_small_volume_by_onednn_is_convolved_alike(shape, taps, monkeypatch)
 def test_gradients_in_bfloat16_whatever_memory_holds():
     """Of the convolutions over 2 x 2 x 2: torch's own are then NaN, or anything."""
     torch.manual_seed(0)
-    net = Localizer((8, 8, 16, 64, 64, 8)).train()
-    volume = torch.rand(2, 1, 64, 64, 64)
-    net(volume).square().mean().backward()
-    expected = net.down_4.convs.conv_0.conv.weight.grad.clone()
+    deepest = Localizer((8, 8, 16, 64, 64, 8)).train().down_4
+    weight = deepest.convs.conv_0.conv.weight
+    blocks = torch.rand(2, 64, 4, 4, 4)  # of two volumes of 64^3
+    deepest(blocks).square().mean().backward()
+    expected = weight.grad.clone()
     for value in (float("nan"), 1e3):
         for _ in range(5):
-            net.zero_grad()
+            deepest.zero_grad()
             memory = [torch.full((1024 * k,), value) for k in (1, 16, 64, 108, 256, 500)]
             del memory
-            TrainingInferer(True)(volume, net).float().square().mean().backward()
-            found = net.down_4.convs.conv_0.conv.weight.grad
-            assert (found - expected).norm() < 0.2 * expected.norm()
+            TrainingInferer(True)(blocks, deepest).float().square().mean().backward()
+            assert (weight.grad - expected).norm() < 1e-3 * expected.norm()

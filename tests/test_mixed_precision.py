@@ -36,10 +36,10 @@ def shipped_network() -> HeadPoseNet:
     return network
 
 
-def crops() -> torch.Tensor:
-    """Heads of four phantoms (4, 1, 24, 24, 24), as in training placed by their brains."""
+def crops(count: int, side: int) -> torch.Tensor:
+    """Heads of phantoms (count, 1, side, side, side), as in training placed by their brains."""
     heads = []
-    for seed in range(4):
+    for seed in range(count):
         phantom = make_phantom(seed, ga_weeks=30, contrast="epi", voxel_mm=(4, 4, 4), axcodes="RAS")
         volume = torch.from_numpy(phantom.image / phantom.image.max()).float()[None, None]
         middle = (torch.tensor(volume.shape[2:]) - 1) / 2
@@ -47,15 +47,14 @@ def crops() -> torch.Tensor:
         center = torch.from_numpy(phantom.head_to_world[:3, 3]).float() - first[:3, 3]
         center_mm = torch.linalg.solve(first[:3, :3], center) * 4 - middle * 4
         cube = along_grid(center_mm[None, None], torch.tensor([[150.0]]))
-        heads.append(sample_cubes(volume, cube, 24, 4.0)[:, 0])
+        heads.append(sample_cubes(volume, cube, side, 4.0)[:, 0])
     return torch.cat(heads)
 
 
-def costs(mixed_precision: bool) -> dict[str, tuple[float, float]]:
+def costs(mixed_precision: bool, inputs: torch.Tensor) -> dict[str, tuple[float, float]]:
     """Root-mean-square relative change of the field, and median change of the rotation in degrees,
     by which turning the crop differs from turning the result."""
     network, inferer = shipped_network().rotation.eval(), TrainingInferer(mixed_precision)
-    inputs = crops()
     found = {}
     with torch.no_grad():
         field = inferer(inputs, network).float()
@@ -85,17 +84,19 @@ def step_cpu_s(mixed_precision: bool) -> float:
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_equivariance_of_the_shipped_weights(mixed_precision):
+    """On one coarse crop: a processor without bfloat16 takes half a minute for each of 24^3."""
     bounds = BOUNDS[mixed_precision]
-    for name, found in costs(mixed_precision).items():
-        assert found[0] < bounds[0], name
-        assert found[1] < bounds[1], name
-        if mixed_precision:  # else it is not on at all
-            assert found[0] > BOUNDS[False][0]
+    found = costs(mixed_precision, crops(1, 16))
+    for name, (field, rotation_deg) in found.items():
+        assert field < bounds[0], name
+        assert rotation_deg < bounds[1], name
+    if mixed_precision:  # else it is not on at all
+        assert max(field for field, _ in found.values()) > BOUNDS[False][0]
 
 
 if __name__ == "__main__":
     for mixed_precision in BOUNDS:
         kind = "bfloat16" if mixed_precision else "float32"
         print(f"{kind} step: {step_cpu_s(mixed_precision):.2f} s of one processor")
-        for name, (field, rotation_deg) in costs(mixed_precision).items():
+        for name, (field, rotation_deg) in costs(mixed_precision, crops(4, 24)).items():
             print(f"{kind} {name}: field {field:.1e}, rotation {rotation_deg:.3f} degrees")
