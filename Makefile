@@ -211,8 +211,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Some eighty processes are started, each of which would compile all modules again if told to keep none.
 test: lint federated-setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov
 
 # The shipped chain by torch.export, and ONNX: some minutes.
 test-export: setup

@@ -19,6 +19,7 @@ from conftest import BUNDLE
 from federated_data import OTHER_NETWORK, SMALL, files_in, small_weights, write_site
 from scripts.data.datalists import datalist
 from scripts.evaluation.case_table import read_case_table
+from scripts.federated import rating
 from scripts.federated.alone import pool_data, train_alone
 from scripts.federated.rating import models_of, rate
 from scripts.federated.report import best_round, compare, draw_rounds, read_history, read_ratings
@@ -377,7 +378,7 @@ def test_training_alone_keeps_the_best_weights_of_each_site(compared, start):
     assert errors[best_round(history)] == min(errors)
 
 
-def test_models_are_rated_as_evaluation_rates_them(compared, data, start, tmp_path):
+def test_models_are_rated_as_evaluation_rates_them(compared, data, start, tmp_path, monkeypatch):
     """Of a folder the model of each site; what is newer than its model is not done again."""
     settings = {"dataset_dir": str(data), "output_dir": str(tmp_path), **SMALL}
     (tmp_path / "site-1.json").write_text(json.dumps(settings))
@@ -398,6 +399,12 @@ def test_models_are_rated_as_evaluation_rates_them(compared, data, start, tmp_pa
     os.utime(tmp_path / "start.pt")
     rate({"site-1": tmp_path / "site-1.json"}, models, out, "validation", num_workers=1)
     assert (out / written[0]).read_text() == "mine"
+    # and with nothing to do no process is started
+    monkeypatch.delattr(rating.ProcessPoolExecutor, "submit")
+    rate({"site-1": tmp_path / "site-1.json"}, models, out, "validation")
+    os.utime(tmp_path / "start.pt")
+    with pytest.raises(NotImplementedError):  # what is left of it
+        rate({"site-1": tmp_path / "site-1.json"}, models, out, "validation")
     with pytest.raises(FileNotFoundError, match="none"):
         models_of({"before": tmp_path / "none"}, [])
 
