@@ -215,7 +215,7 @@ lint: setup
 test: lint federated-setup
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov
 
-# The shipped chain by torch.export, and ONNX: some minutes.
+# The shipped chain and the second pass by torch.export, and ONNX: some minutes.
 test-export: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_export.py
 
