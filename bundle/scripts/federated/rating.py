@@ -117,15 +117,15 @@ def _not_rated(
     name: str, models: Mapping[str, str | os.PathLike[str]], output: Path
 ) -> dict[str, str | os.PathLike[str]]:
     """The models whose file for this site is missing, or older than they are."""
-
-    def is_newer(path: Path, model: str | os.PathLike[str]) -> bool:
-        return path.exists() and path.stat().st_mtime >= Path(model).stat().st_mtime
-
     return {
         model: weights
         for model, weights in models.items()
-        if not is_newer(_rating_file(name, model, output), weights)
+        if not _is_newer(_rating_file(name, model, output), weights)
     }
+
+
+def _is_newer(path: Path, model: str | os.PathLike[str]) -> bool:
+    return path.exists() and path.stat().st_mtime >= Path(model).stat().st_mtime
 
 
 def _rating_file(name: str, model: str, output: Path) -> Path:
